@@ -1,0 +1,82 @@
+# GNU make, 3.81 (macOS) or newer. `make` alone lists what there is.
+
+SHELL := /bin/bash
+VENV := .venv
+PYTHON_IN_VENV := $(VENV)/bin/python
+# Stages call `python`: it must be the environment's.
+IN_VENV := PATH="$(CURDIR)/$(VENV)/bin:$$PATH"
+# The copy of the lock that the environment was made from.
+INSTALLED := $(VENV)/requirements.installed
+
+# The first of these that is Python 3.11 or newer makes the environment; `make run PYTHON=…` names another.
+PYTHON ?= python3.13 python3.12 python3.11 python3
+ARGS :=
+
+.PHONY: help run test check profile clean lock environment
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@echo "usage: make TARGET"; echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-9s %s\n", n, $$0 }'
+
+run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
+	@$(IN_VENV) python -m dvc repro $(ARGS)
+	@echo; echo "Done. Look at reports/site/index.html"
+
+test: environment ## run all tests (ARGS="-k merge" for some)
+	@$(IN_VENV) python -m pytest $(ARGS)
+
+check: environment ## ruff and mypy
+	@$(IN_VENV) ruff check .
+	@$(IN_VENV) ruff format --check .
+	@$(IN_VENV) mypy
+
+profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 drops local edits)
+	@if [ -z "$(NAME)" ] || [ ! -f "profiles/$(NAME).yaml" ]; then \
+	  echo "make profile: there is no profiles/$(NAME).yaml. Choose one:" >&2; \
+	  for file in profiles/*.yaml; do echo "  make profile NAME=$$(basename "$$file" .yaml)" >&2; done; \
+	  exit 1; \
+	fi
+	@known=; \
+	[ -f params.yaml ] || known=1; \
+	for file in profiles/*.yaml; do ! cmp -s "$$file" params.yaml || known=1; done; \
+	if git ls-files --error-unmatch params.yaml >/dev/null 2>&1 && git diff --quiet HEAD -- params.yaml 2>/dev/null; then known=1; fi; \
+	if [ -z "$$known" ] && [ "$(FORCE)" != 1 ]; then \
+	  echo "make profile: params.yaml holds edits that are neither committed nor a profile; they would be lost." >&2; \
+	  echo "Commit them, keep a copy, or drop them: make profile NAME=$(NAME) FORCE=1" >&2; \
+	  exit 1; \
+	fi; \
+	cp "profiles/$(NAME).yaml" params.yaml; \
+	echo "params.yaml is now profiles/$(NAME).yaml. Next: make run"
+
+lock: ## make requirements.txt anew from requirements.in (needs uv; settings in pyproject.toml)
+	@uv pip compile --quiet requirements.in --output-file requirements.txt $(ARGS)
+	@{ echo "# Made by \`make lock\` from requirements.in: exact versions for Python 3.11 and newer, all platforms."; \
+	  echo "# Packages of CUDA are left out on purpose (named at the end): torch's CUDA wheels bring their own,"; \
+	  echo "# its CPU wheel needs none."; \
+	  cat requirements.txt; } > requirements.txt.partial && mv requirements.txt.partial requirements.txt
+
+clean: ## remove caches of Python and the tools; models, data, .work and DVC's cache stay
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path '*/node_modules/*' -prune -exec rm -rf {} +
+
+# Compares contents, not times: a checkout of another branch and back installs nothing.
+environment:
+	@if ! $(PYTHON_IN_VENV) -c '' 2>/dev/null; then \
+	  for python in $(PYTHON); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found="$$python"; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "make: no Python 3.11 or newer among: $(PYTHON). Install one, or name it: make run PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV) || exit 1; \
+	fi
+	@if ! cmp -s requirements.txt $(INSTALLED); then \
+	  echo "Installing requirements.txt, once. torch is the large part; its size depends on the platform."; \
+	  set -o pipefail; \
+	  $(PYTHON_IN_VENV) -m pip install --disable-pip-version-check -r requirements.txt \
+	    | awk '/Downloading .*[0-9] [MG]B\)/ { print "  " $$2, $$3, $$4; fflush() }' || exit 1; \
+	  cp requirements.txt $(INSTALLED); \
+	fi

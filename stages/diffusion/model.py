@@ -1,0 +1,372 @@
+"""Stable Diffusion 1.x models in memory, and as one safetensors file in the original layout.
+
+diffusers and transformers take seconds to import, so only `load_models` does it: whoever merely
+reads, writes or compares tensors needs torch alone.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from stages.diffusion.single_file import (
+    POSITION_IDS,
+    TEXT_ENCODER,
+    StateDict,
+    check_architecture,
+    from_original,
+    normal_keys,
+    text_encoder_keys,
+    to_original,
+    unet_keys,
+    vae_keys,
+)
+from stages.harness.files import replacing
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+CONFIG_FILES = (
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "tokenizer/tokenizer_config.json",
+    "unet/config.json",
+    "vae/config.json",
+)
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+OTHER_FORMATS = {
+    b"PK": "a pickle (.ckpt, .pt), which may run code when it is read",
+    b"\x80": "a pickle (.ckpt, .pt), which may run code when it is read",
+    b"<": "a web page, as a download without login leaves it",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
+}
+
+
+@dataclass
+class Models:
+    """The parts of a Stable Diffusion model; in evaluation mode when just loaded."""
+
+    unet: "UNet2DConditionModel"
+    vae: "AutoencoderKL"
+    text_encoder: "CLIPTextModel"
+    tokenizer: "CLIPTokenizer"
+    noise_scheduler: "DDPMScheduler"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies: bytes `start` to `stop` of the file."""
+
+    dtype: str  # as safetensors writes it: F16, F32, I64
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says about itself before its first tensor."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorEntry]  # by the key as written, sorted
+
+
+def load_models(
+    weights: Path,
+    config: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Models:
+    """Load one single file into the models that a config folder describes.
+
+    Args:
+        weights: a safetensors file in the original SD 1.x layout.
+        config: a diffusers folder: scheduler/, text_encoder/, tokenizer/, unet/ and vae/.
+        dtype: of the models' weights, whatever the file's.
+        device: where the models are to live.
+
+    Raises:
+        FileNotFoundError: if the file or a part of the folder is missing.
+        ValueError: if the file is no whole safetensors file, or of another architecture.
+    """
+    header = read_header(weights)
+    models = _empty_models(config)
+    parts = _parts(models.unet, models.vae, models.text_encoder)
+    wanted = {k: tuple(t.shape) for k, t in _original_tensors(parts).items() if k != POSITION_IDS}
+    got = {key: entry.shape for key, entry in header.tensors.items()}
+    check_architecture(weights, config, wanted, got)
+
+    tensors = {  # copies: the file stays mapped as long as a view of it lives
+        key: tensor.to(device=device, dtype=dtype, copy=True)
+        for key, tensor in read_single_file(weights).items()
+    }
+    for part, keys in parts:
+        part.load_state_dict(from_original(tensors, keys), assign=True)
+        part.eval()
+    _fill_position_ids(models.text_encoder, device)
+    return models
+
+
+def save_single_file(
+    path: Path,
+    unet: "UNet2DConditionModel",
+    vae: "AutoencoderKL",
+    text_encoder: "CLIPTextModel",
+    metadata: Mapping[str, str],
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write three models as one safetensors file in the original SD 1.x layout.
+
+    Args:
+        path: an older file there stays whole until the new one is.
+        unet, vae, text_encoder: on any device, in any float dtype.
+        metadata: modelspec.* and the like; see `write_single_file`.
+        dtype: of the weights in the file.
+
+    Raises:
+        ValueError: if the layout has no place for a tensor, or a value is not finite in `dtype`.
+        OSError: if the file cannot be written, as when the disk is full.
+    """
+    tensors = _original_tensors(_parts(unet, vae, text_encoder))
+    write_single_file(path, tensors, metadata, dtype)
+
+
+def read_header(path: Path) -> Header:
+    """Read what a safetensors file holds, but no tensor.
+
+    Raises:
+        ValueError: if it is a pickle, a web page or anything but a whole safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(32)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:9] != b"{" or length > MAX_HEADER_BYTES:
+            raise ValueError(_other_format(path, start, size))
+        file.seek(8)
+        text = file.read(length)
+    try:
+        header = _parse_header(text)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        what = "is cut short" if size < 8 + length else "is damaged"
+        raise ValueError(
+            f"{path}: the safetensors header {what} ({size:,} bytes). Fetch or make it again."
+        ) from error
+    end = max((entry.stop for entry in header.tensors.values()), default=8 + length)
+    if size != end:
+        what = "cut short" if size < end else "damaged"
+        raise ValueError(
+            f"{path}: {what}: its header promises {end:,} bytes, it has {size:,}. "
+            "Fetch or make it again."
+        )
+    return header
+
+
+def read_single_file(path: Path) -> StateDict:
+    """Read the weights of the three networks, by normal key, in the file's dtypes.
+
+    EMA copies, scheduler buffers and `position_ids` are left out. The tensors are views of the
+    mapped file: copy those that are to outlive it or to be changed.
+
+    Raises:
+        ValueError: if it is no whole safetensors file.
+    """
+    keys = normal_keys(read_header(path).tensors)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {normal: file.get_tensor(key) for normal, key in keys.items()}
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged ({error}). Fetch or make it again.") from error
+
+
+def write_single_file(
+    path: Path, tensors: StateDict, metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Write tensors so that the file is whole or absent, and the same inputs give the same bytes.
+
+    Args:
+        path: an older file there stays whole until the new one is.
+        tensors: floating-point ones are written as `dtype`, others as they are.
+        metadata: without clock, path or machine, or the bytes would tell them.
+        dtype: float32, float16 or bfloat16.
+
+    Raises:
+        ValueError: if a value is not finite in `dtype`; the message names the tensor.
+        OSError: if the file cannot be written, as when the disk is full.
+    """
+    stored = {k: dtype if t.is_floating_point() else t.dtype for k, t in tensors.items()}
+    # Wide elements first, as the library does: every tensor starts at a multiple of its width.
+    order = sorted(tensors, key=lambda key: (-stored[key].itemsize, key))
+    shapes = {key: (stored[key], tuple(tensors[key].shape)) for key in order}
+    start = header_bytes(shapes, metadata)
+    try:
+        with replacing(path) as scratch, scratch.open("wb") as file:
+            file.write(start)
+            for key in order:
+                file.write(_tensor_bytes(tensors[key], stored[key], f"{path}: {key!r}"))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror} (writing weights; an older file of this name is as it was)",
+            str(path),
+        ) from error
+
+
+def header_bytes(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Write what precedes the tensors in a safetensors file, a multiple of 8 bytes.
+
+    The library's own writer puts metadata in random order; this one sorts it.
+
+    Args:
+        shapes: dtype and shape by key, in the order in which the tensors will follow.
+        metadata: strings; `format: pt` is added.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    if bad := [key for key, value in metadata.items() if not isinstance(value, str)]:
+        raise TypeError(f"metadata {bad[0]!r} is no string, and safetensors holds nothing else")
+    header: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
+    start = 0
+    for key, (dtype, shape) in shapes.items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parse_header(text: bytes) -> Header:
+    header = json.loads(text)
+    metadata = header.pop("__metadata__", {})
+    start = 8 + len(text)
+    tensors = {
+        key: TensorEntry(
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=start + entry["data_offsets"][0],
+            stop=start + entry["data_offsets"][1],
+        )
+        for key, entry in sorted(header.items())
+    }
+    return Header(metadata=metadata, tensors=tensors)
+
+
+def _other_format(path: Path, start: bytes, size: int) -> str:
+    """Say what a file is that does not begin as safetensors, and what to do."""
+    if size < 9:
+        return f"{path}: cut short: {size} bytes. Fetch or make it again."
+    kinds = (words for magic, words in OTHER_FORMATS.items() if start.startswith(magic))
+    return (
+        f"{path}: not a safetensors file but {next(kinds, 'something unknown')}. "
+        "Weights are read from safetensors only: fetch the model's .safetensors."
+    )
+
+
+def _tensor_bytes(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> memoryview:
+    """Give a tensor's elements as the file stores them."""
+    stored = tensor.detach().to("cpu", dtype).contiguous()
+    # the extremes are NaN if any value is, and far quicker than isfinite of each
+    if stored.numel() and not all(extreme.isfinite() for extreme in stored.aminmax()):
+        raise ValueError(
+            f"{name} holds values that are not finite in {dtype}. Did the training diverge? "
+            "Lower its learning rate; if the values are only too large for float16, write float32."
+        )
+    return stored.flatten().view(torch.uint8).numpy().data
+
+
+def _parts(
+    unet: "UNet2DConditionModel", vae: "AutoencoderKL", text_encoder: "CLIPTextModel"
+) -> list[tuple[nn.Module, dict[str, str]]]:
+    """Pair each network with the original names of its keys."""
+    return [
+        (unet, unet_keys(unet.state_dict(), unet.config)),
+        (vae, vae_keys(vae.state_dict(), vae.config)),
+        (text_encoder, text_encoder_keys(text_encoder.state_dict())),
+    ]
+
+
+def _original_tensors(parts: list[tuple[nn.Module, dict[str, str]]]) -> StateDict:
+    """Give all tensors of a single file, still in the models' dtypes and on their devices."""
+    tensors: StateDict = {}
+    for part, keys in parts:
+        tensors |= to_original(part.state_dict(), keys)
+    length = len(tensors[TEXT_ENCODER + "embeddings.position_embedding.weight"])
+    return tensors | {POSITION_IDS: torch.arange(length)[None]}  # (1, length)
+
+
+def _empty_models(config: Path) -> Models:
+    """Build the models that a config folder describes, their weights without storage."""
+    _check_config(config)
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    def read(folder: str, name: str = "config.json") -> dict[str, Any]:
+        values: dict[str, Any] = json.loads((config / folder / name).read_text(encoding="utf-8"))
+        return values
+
+    tokenizer = CLIPTokenizer.from_pretrained(config / "tokenizer", local_files_only=True)
+    text_config = CLIPTextConfig.from_pretrained(config / "text_encoder", local_files_only=True)
+    _check_tokenizer(config, tokenizer, text_config)
+    noise_scheduler = DDPMScheduler.from_config(read("scheduler", "scheduler_config.json"))
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(read("unet"))
+        vae = AutoencoderKL.from_config(read("vae"))
+        text_encoder = CLIPTextModel(text_config)
+    return Models(unet, vae, text_encoder, tokenizer, noise_scheduler)
+
+
+def _check_config(config: Path) -> None:
+    missing = [name for name in CONFIG_FILES if not (config / name).is_file()]
+    if not any(
+        all((config / "tokenizer" / name).is_file() for name in names)
+        for names in (("tokenizer.json",), ("vocab.json", "merges.txt"))
+    ):
+        missing.append("tokenizer/tokenizer.json (or vocab.json and merges.txt)")
+    if missing:
+        raise FileNotFoundError(
+            f"{config}: not a whole diffusers config folder: {missing[0]} is missing"
+        )
+
+
+def _check_tokenizer(
+    config: Path, tokenizer: "CLIPTokenizer", text_config: "CLIPTextConfig"
+) -> None:
+    """Refuse a tokenizer whose output the text encoder has no positions or embeddings for."""
+    length, positions = tokenizer.model_max_length, text_config.max_position_embeddings
+    if length != positions:
+        raise ValueError(
+            f"{config}/tokenizer/tokenizer_config.json: model_max_length is {length}, but "
+            f"text_encoder/config.json has max_position_embeddings {positions}; make them equal"
+        )
+    if len(tokenizer) > text_config.vocab_size:
+        raise ValueError(
+            f"{config}/tokenizer: {len(tokenizer)} tokens, but text_encoder/config.json has "
+            f"vocab_size {text_config.vocab_size}; do both come from one model?"
+        )
+
+
+def _fill_position_ids(text_encoder: nn.Module, device: torch.device | str) -> None:
+    """Give the one buffer that no state dict holds its values: 0, 1, 2 ..."""
+    for name, buffer in list(text_encoder.named_buffers()):
+        module, _, attribute = name.rpartition(".")
+        if attribute != "position_ids":
+            raise NotImplementedError(f"buffer {name!r} is in no state dict; give it its values")
+        position_ids = torch.arange(buffer.shape[-1], device=device)[None]  # (1, length)
+        setattr(text_encoder.get_submodule(module), attribute, position_ids)

@@ -1,0 +1,119 @@
+"""From a prompt and a seed to a picture, the same one whatever else is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from stages.diffusion.model import Models
+from stages.harness.params import Params
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+# Deterministic ones alone: an ancestral sampler draws noise at each step, on the device.
+SAMPLERS = {
+    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    "euler": ("EulerDiscreteScheduler", {}),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams(Params):
+    """How a picture is drawn, whatever it shows."""
+
+    sampler: str  # a key of SAMPLERS
+    steps: int  # UNet calls, each for the prompt and the negative prompt
+    guidance: float  # scale of arXiv 2207.12598; 1 draws without guidance
+    negative_prompt: str  # "" is the empty caption of training
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"unknown sampler {self.sampler!r}; known: {', '.join(SAMPLERS)}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
+def initial_noise(seed: int, width_px: int, height_px: int, models: Models) -> Tensor:
+    """Draw a picture's first latents on the CPU, so that every device starts alike.
+
+    Returns:
+        (1, 4, height / f, width / f) float32, where f is the autoencoder's factor.
+    """
+    factor = latent_factor(models)
+    shape = (1, models.unet.config.in_channels, height_px // factor, width_px // factor)
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def latent_factor(models: Models) -> int:
+    """Pixels per latent, one way: 8 for SD 1.5, 4 for the mini model."""
+    return int(2 ** (len(models.vae.config.block_out_channels) - 1))
+
+
+@torch.inference_mode()
+def encode_prompts(
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]
+) -> Tensor:
+    """Encode prompts for the UNet; what is too long for the tokenizer is cut.
+
+    Returns:
+        encoder_hidden_states, (len(prompts), L, D) in the encoder's dtype.
+    """
+    tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    hidden: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+    return hidden
+
+
+@torch.inference_mode()
+def draw(
+    models: Models, prompt: str, seed: int, width_px: int, height_px: int, params: SamplingParams
+) -> Image.Image:
+    """Draw one picture.
+
+    Args:
+        models: on one device, in one dtype.
+        seed: of the initial noise, the only randomness.
+        width_px, height_px: multiples of what the UNet can halve and double again.
+    """
+    device, dtype = models.unet.device, models.unet.dtype
+    noise_scheduler = make_sampler(models, params)
+    noise_scheduler.set_timesteps(params.steps, device=device)
+    guided = params.guidance != 1
+    prompts = [params.negative_prompt, prompt] if guided else [prompt]
+    encoder_hidden_states = encode_prompts(models.text_encoder, models.tokenizer, prompts)
+
+    latents = initial_noise(seed, width_px, height_px, models).to(device, dtype)
+    latents = latents * noise_scheduler.init_noise_sigma
+    for timestep in noise_scheduler.timesteps:
+        scaled = noise_scheduler.scale_model_input(latents, timestep)
+        noise_pred = models.unet(
+            scaled.expand(len(prompts), -1, -1, -1), timestep, encoder_hidden_states
+        ).sample
+        if guided:
+            negative, positive = noise_pred.chunk(2)
+            noise_pred = negative + params.guidance * (positive - negative)
+        latents = noise_scheduler.step(noise_pred, timestep, latents).prev_sample
+    decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
+    return to_image(decoded[0])
+
+
+def make_sampler(models: Models, params: SamplingParams) -> Any:
+    """Build a fresh sampler, for it keeps state, on the model's own noise schedule."""
+    import diffusers
+
+    name, options = SAMPLERS[params.sampler]
+    return getattr(diffusers, name).from_config(models.noise_scheduler.config, **options)
+
+
+def to_image(pixel_values: Tensor) -> Image.Image:
+    """Turn (3, H, W) in [-1, 1] into a picture of 8 bits a channel."""
+    levels = ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round()
+    return Image.fromarray(levels.byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))

@@ -1,0 +1,54 @@
+"""Files that are whole or absent, and hashes that name their bytes."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a scratch path; move it to `path` only if the block succeeds.
+
+    A failure in the block, a full disk included, leaves what stood at `path` untouched and
+    takes the scratch file away; a kill leaves a `.partial` beside it, which the next run replaces.
+
+    Args:
+        path: of a file; missing parent folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".partial")
+    try:
+        yield scratch
+        with scratch.open("rb") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except BaseException:
+        scratch.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON whose bytes depend on the value alone: sorted keys, UTF-8, a last newline."""
+    text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with replacing(path) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """Hash a file's bytes, read in pieces; 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_bytes(content: bytes) -> str:
+    """Hash bytes in memory; 64 hex digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def sha256_json(value: object) -> str:
+    """Hash a JSON value, whatever the order of its keys; 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256_bytes(text.encode())

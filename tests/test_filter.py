@@ -1,0 +1,400 @@
+"""The filter as one runs it: reasons, layouts, engagement, and what it says to bad input."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stages.filter import PAIRS, run, user_ranks
+from stages.harness.params import load_params
+from stages.midjourney.export import LAYOUTS, Export, utc_seconds
+from stages.midjourney.reject import REASONS, FilterParams
+
+ROOT = Path(__file__).parent.parent
+PARAMS = FilterParams(
+    versions=("5.1", 5.2),
+    raw_only=True,
+    min_caption_chars=5,
+    top_users=2,
+    min_user_upscales=2,
+    max_malformed_fraction=0.5,
+    min_side_px=768,
+    max_aspect=2.0,
+    blocked_words=("nude",),
+    one_row_per_caption_and_user=True,
+)
+HEADER = ["AuthorID", "Author", "Date", "Content", "Attachments", "Reactions"]
+ANN, BEN, CAT = "<@111111111111111111>", "<@222222222222222222>", "<@333333333333333333>"
+RAW = "--style raw --v 5.2"
+URL = "https://cdn.discordapp.com/attachments/995431151084773486/{}/Ann_fox_0a1b.png"
+
+Row = tuple[str, str]  # content, attachments
+
+
+def upscale(prompt: str, user: str = ANN, number: int = 1) -> Row:
+    return f"**{prompt}** - Image #1 {user} ", URL.format(1141181543921971739 + number)
+
+
+ROW_BY_REASON: dict[str, Row] = {
+    "malformed": ("nice one!", ""),
+    "unfinished": (f"**red fox {RAW}** - {ANN} (62%) (fast)", URL.format(1)),
+    "not_upscaled": (f"**red fox {RAW}** - {ANN} (fast)", URL.format(1)),
+    "no_attachment": (upscale(f"red fox {RAW}")[0], ""),
+    "unknown_user": upscale(f"red fox {RAW}", "@Unknown"),
+    "cut": upscale("fox, " * 319 + "fo…"),
+    "not_raw": upscale("raw fish, sushi --v 5.2"),
+    "image_prompt": upscale(f"<https://s.mj.run/Xg2Gq1TXMgc> red fox {RAW}"),
+    "empty_caption": upscale(RAW),
+    "mention": upscale(f"as {BEN} did {RAW}"),
+    "weights": upscale(f"red fox::2 snow::1 {RAW}"),
+    "mistyped_flag": upscale(f"red fox --v5 {RAW}"),
+    "tile": upscale(f"red fox --tile {RAW}"),
+    "niji": upscale("red fox --raw --niji 5"),
+    "version": upscale("red fox --style raw --v 6.0"),
+    "short_caption": upscale(f"fox {RAW}"),
+    "blocked_word": upscale(f"a Nude fox {RAW}"),
+    "aspect": upscale(f"red fox --ar 5:2 {RAW}"),
+    "few_upscales": upscale(f"red fox {RAW}", CAT),
+    "not_a_top_user": upscale(f"red fox {RAW}", "@Dee Dee (AI)"),
+    "repeated_caption": upscale(f"Red  FOX, {RAW}"),
+}
+
+
+def write_csv(path: Path, rows: Iterable[Row]) -> Path:
+    text = io.StringIO(newline="")
+    text.write(",".join(HEADER) + "\n")
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    for content, link in rows:
+        date = "2023-08-01T12:34:56.7890000+02:00"
+        writer.writerow(["936929561302675456", "Midjourney Bot", date, content, link, ""])
+    raw = text.getvalue().encode()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    return path
+
+
+def filtered(
+    export: Path, params: FilterParams = PARAMS
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    out, report = export.parent / "out.parquet", export.parent / "report.json"
+    run(export, out, report, params)
+    return pq.read_table(out).to_pylist(), json.loads(report.read_text())
+
+
+@pytest.fixture
+def messages_csv(tmp_path: Path) -> Path:
+    """A row per reason, after a pair by each of three users."""
+    pairs = [
+        *(upscale(f"red fox {RAW}", ANN, i) for i in range(1)),
+        *(upscale(f"blue\nwhale, {i} --ar 3:2 {RAW}", BEN, i) for i in range(3)),
+        *(upscale("a plain grid --v 4", "@Dee Dee (AI)", i) for i in range(2)),
+    ]
+    return write_csv(tmp_path / "messages.csv", [*pairs, *ROW_BY_REASON.values()])
+
+
+def test_every_row_is_kept_or_has_its_one_reason(messages_csv: Path) -> None:
+    pairs, report = filtered(messages_csv)
+    by_reason = dict.fromkeys(ROW_BY_REASON, 1) | {"not_raw": 3, "too_small": 0}
+    assert report["dropped"] == by_reason
+    assert set(REASONS) == set(report["dropped"])
+    assert report["kept"] == len(pairs) == 4
+    assert report["read"] == report["kept"] + sum(report["dropped"].values())
+
+
+def test_a_pair_tells_what_later_stages_need_and_nobodys_id(messages_csv: Path) -> None:
+    pairs, _ = filtered(messages_csv)
+    assert pairs[1] == {
+        "id": "1141181543921971739",
+        "url": URL.format(1141181543921971739),
+        "caption": "blue whale, 0",
+        "prompt": f"blue\nwhale, 0 --ar 3:2 {RAW}",
+        "kind": "upscale",
+        "version": "5.2",
+        "aspect": "3:2",
+        "user": 2,
+        "timestamp": "2023-08-01T10:34:56+00:00",
+    }
+    assert "222222222222222222" not in str(pairs)
+    assert "111111111111111111" not in (messages_csv.parent / "report.json").read_text()
+
+
+def test_a_row_alone_with_its_reason_leaves_an_empty_result(tmp_path: Path) -> None:
+    export = write_csv(tmp_path / "messages.csv", [ROW_BY_REASON["version"]] * 3)
+    with pytest.raises(ValueError, match=r"not one of 3 messages passed .* version 3"):
+        filtered(export)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
+    people = [CAT, ANN, BEN, ANN, BEN]
+    rows = [upscale(f"red fox {i} {RAW}", user, i) for i, user in enumerate(people)]
+    params = replace(PARAMS, min_user_upscales=1, top_users=3)
+    pairs, _ = filtered(write_csv(tmp_path / "messages.csv", rows), params)
+    assert [pair["user"] for pair in pairs] == [3, 1, 2, 1, 2]
+
+
+@given(st.lists(st.sampled_from("abcdef"), min_size=1))
+def test_ranks_are_those_of_a_plain_count(users: list[str]) -> None:
+    plain = [user for user, _ in Counter(users).most_common()]
+    assert list(user_ranks(Counter(users))) == plain
+
+
+def test_all_users_and_captions_pass_when_the_params_say_so(messages_csv: Path) -> None:
+    params = replace(PARAMS, top_users=100, min_user_upscales=0, one_row_per_caption_and_user=False)
+    _, report = filtered(messages_csv, params)
+    assert report["kept"] == 7
+    assert [report["dropped"][name] for name in REASONS[-3:]] == [0, 0, 0]
+
+
+def test_too_many_malformed_rows_stop_the_stage(messages_csv: Path) -> None:
+    with pytest.raises(ValueError, match=r"1 of 27 messages \(3\.7%\).*max_malformed_fraction"):
+        filtered(messages_csv, replace(PARAMS, max_malformed_fraction=0.01))
+
+
+def test_the_same_export_gives_the_same_bytes_in_any_form(messages_csv: Path) -> None:
+    wanted, _ = filtered(messages_csv)
+    before = (messages_csv.parent / "out.parquet").read_bytes()
+    rows = [(row["Content"], row["Attachments"]) for row in csv_rows(messages_csv)]
+    filtered(write_csv(messages_csv.with_suffix(".csv.gz"), rows))
+    assert (messages_csv.parent / "out.parquet").read_bytes() == before
+    table = pa.Table.from_pylist(csv_rows(messages_csv))
+    shuffled = table.select(["Attachments", "Content", "Author", "Date"])
+    pq.write_table(shuffled, messages_csv.with_suffix(".parquet"))
+    assert filtered(messages_csv.with_suffix(".parquet"))[0] == wanted
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(messages_csv: Path) -> None:
+    wanted, _ = filtered(messages_csv)
+    raw = messages_csv.read_bytes().replace(b'"\n', b'"\r\n').replace(b"s\n", b"s\r\n")
+    messages_csv.write_bytes(b"\xef\xbb\xbf" + raw)
+    assert filtered(messages_csv)[0] == wanted
+
+
+def test_rows_with_another_number_of_fields_are_malformed(messages_csv: Path) -> None:
+    with messages_csv.open("a") as file:
+        file.write('"one","field"\n')
+    _, report = filtered(messages_csv)
+    assert report["dropped"]["malformed"] == 2
+    assert report["read"] == report["kept"] + sum(report["dropped"].values())
+
+
+# --- layouts ----------------------------------------------------------------------------------
+
+CONTENT, LINK = upscale(f"red fox {RAW}")
+LAYOUT_ROWS: dict[str, dict[str, Any]] = {
+    "Kaggle's cleaned table": {
+        "Attachments": LINK,
+        "version": "5.2",
+        "aspect": "1:1",
+        "clean_prompts": "red fox",
+        "Content": CONTENT.replace(" --v 5.2", ""),
+    },
+    "midjourney-v5 table": {
+        "Attachments": LINK,
+        "clean_prompts": "red fox",
+        "user_name": "Ann",
+        "upscaled": True,
+        "Content": CONTENT,
+    },
+    "DiscordChatExporter": {
+        "AuthorID": "936929561302675456",
+        "Author": "Midjourney Bot",
+        "Date": "08/01/2023 10:34 AM",
+        "Content": CONTENT,
+        "Attachments": f"{LINK},{LINK}",
+        "Reactions": "",
+    },
+    "midjourney-messages table": {
+        "id": "77",
+        "channel_id": "1",
+        "content": CONTENT,
+        "timestamp": "2023-08-01T10:34:56.789000+00:00",
+        "image_id": "5",
+        "height": "1024",
+        "width": "1024",
+        "url": LINK,
+        "size": "100",
+    },
+    "midjourney-v6 table": {
+        "prompt": f"red fox {RAW}",
+        "image_url": "https://example.com/pictures/red-fox.png",
+        "timestamp": "2023-08-01 10:34:56",
+    },
+    "threads table": {
+        "text": "red fox",
+        "args": RAW,
+        "channel_id": "1",
+        "userid": "111111111111111111",
+        "timestamp": "2023-08-01T10:34:56+00:00",
+        "label": "Image #2",
+        "id": "77",
+        "url_png": LINK,
+    },
+}
+
+
+def test_every_layout_has_an_example() -> None:
+    assert set(LAYOUT_ROWS) == {layout.name for layout in LAYOUTS}
+
+
+@pytest.mark.parametrize("name", LAYOUT_ROWS)
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_layout_is_known_by_its_header(name: str, suffix: str, tmp_path: Path) -> None:
+    export = tmp_path / f"export{suffix}"
+    row = LAYOUT_ROWS[name]
+    if suffix == ".csv":
+        with export.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            writer.writeheader()
+            writer.writerow(row)
+    else:
+        pq.write_table(pa.Table.from_pylist([row]), export)
+    assert Export(export).layout.name == name
+    pairs, _ = filtered(export, replace(PARAMS, min_user_upscales=1))
+    assert [(p["caption"], p["version"], p["kind"], p["user"]) for p in pairs] == [
+        ("red fox", "5.2", "upscale", 1)
+    ]
+    assert pq.read_schema(tmp_path / "out.parquet").names == PAIRS.names
+
+
+def test_a_picture_known_to_be_small_is_dropped(tmp_path: Path) -> None:
+    rows = [LAYOUT_ROWS["midjourney-messages table"] | {"id": str(i)} for i in range(3)]
+    rows[0] |= {"height": "512"}
+    rows[1] |= {"height": "?", "content": CONTENT.replace("fox", "owl")}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "export.parquet")
+    pairs, report = filtered(tmp_path / "export.parquet")
+    assert report["dropped"]["too_small"] == 1
+    assert [pair["id"] for pair in pairs] == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "iso"),
+    [
+        ("2023-11-04T10:11:12.1234567+00:00", "2023-11-04T10:11:12+00:00"),
+        ("2023-11-04T10:11:12-05:30", "2023-11-04T15:41:12+00:00"),
+        ("2023-11-04 10:11:12", "2023-11-04T10:11:12+00:00"),
+        ("2023-11-04T10:11:12Z", "2023-11-04T10:11:12+00:00"),
+        ("05/31/2023 4:05 PM", "2023-05-31T16:05:00+00:00"),
+        ("2023-13-04T10:11:12Z", None),
+        ("yesterday", None),
+        ("", None),
+    ],
+)
+def test_dates_are_read_in_every_form(text: str, iso: str | None) -> None:
+    moment = utc_seconds(pa.array([text]))[0].as_py()
+    assert (moment.isoformat() if moment else None) == iso
+
+
+def test_unknown_columns_show_the_header_and_the_layouts(tmp_path: Path) -> None:
+    export = tmp_path / "messages.csv"
+    export.write_text("When,Who,What\n1,2,3\n")
+    with pytest.raises(ValueError, match=r"When, Who, What(.|\n)*DiscordChatExporter: Date"):
+        filtered(export)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("", "is empty, not even a header"), (",".join(HEADER) + "\n", "has a header and no rows")],
+)
+def test_an_export_without_rows_is_refused(content: str, message: str, tmp_path: Path) -> None:
+    export = tmp_path / "messages.csv"
+    export.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        filtered(export)
+
+
+def test_a_file_that_is_no_parquet_is_named(tmp_path: Path) -> None:
+    export = tmp_path / "messages.parquet"
+    export.write_text("hello")
+    with pytest.raises(ValueError, match=r"messages\.parquet: not readable as parquet"):
+        filtered(export)
+
+
+# --- command line and params ------------------------------------------------------------------
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {name: getattr(PARAMS, name) for name in PARAMS.__slots__}
+    values |= {"versions": ["5.1", 5.2], "blocked_words": []} | changes
+    return {"filter": {name: value for name, value in values.items() if value is not None}}
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (section(topusers=3), r"unknown key 'filter.topusers'; did you mean 'top_users'\?"),
+        (section(top_users=None), "missing key 'filter.top_users'"),
+        (section(top_users=None, top_user=3), r"missing key 'filter.top_users' \(it has 'top_u"),
+        (section(top_users="many"), "filter.top_users: Input should be a valid integer.*'many'"),
+        (section(top_users=0), "top_users must be at least 1, got 0"),
+        (section(max_aspect=0.5), r"max_aspect must be at least 1, got 0\.5"),
+        (section(max_malformed_fraction=7.0), r"must lie in \[0, 1\], got 7\.0"),
+        (section(versions=[]), "must name at least one version"),
+        ({"filters": {}}, r"missing section 'filter'; did you mean 'filters'\?"),
+        ([], "missing section 'filter'"),
+    ],
+)
+def test_bad_params_are_named_with_the_nearest_key(
+    params: object, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(json.loads(json.dumps(params))))
+    with pytest.raises(ValueError, match=message):
+        load_params("filter", FilterParams, path)
+
+
+def filter_command(*options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.filter", *options],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_command_line_filters_and_fails_with_one_clear_message(messages_csv: Path) -> None:
+    folder = messages_csv.parent
+    (folder / "params.yaml").write_text(yaml.safe_dump(section()))
+    options = ["--out", f"{folder}/new/pairs.parquet", "--report", f"{folder}/filter.json"]
+    options += ["--params", f"{folder}/params.yaml"]
+    done = filter_command("--export", str(messages_csv), *options)
+    assert done.returncode == 0, done.stderr
+    assert "DiscordChatExporter, 27 messages, kept" in done.stdout
+    assert pq.read_schema(folder / "new" / "pairs.parquet").names == PAIRS.names
+    failed = filter_command("--export", f"{folder}/nowhere.csv", *options)
+    assert failed.returncode == 1
+    assert "nowhere.csv: no such export file" in failed.stderr
+    assert "Traceback" not in failed.stderr
+
+
+def test_help_explains_each_option() -> None:
+    shown = filter_command("--help").stdout
+    assert "usage: python -m stages.filter" in shown
+    for words in ("--export FILE", "as CSV, CSV.gz or parquet", "--params FILE", "`user` is a"):
+        assert words in shown
+
+
+def test_the_filter_runs_without_torch() -> None:
+    code = "import sys, stages.filter; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

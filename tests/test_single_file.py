@@ -1,0 +1,455 @@
+import hashlib
+import json
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from stages.diffusion.model import (
+    header_bytes,
+    load_models,
+    read_header,
+    read_single_file,
+    save_single_file,
+    write_single_file,
+)
+from stages.diffusion.single_file import (
+    normal_keys,
+    text_encoder_keys,
+    to_original,
+    unet_keys,
+    vae_keys,
+)
+from tests.tiny_sd import MAX_LENGTH, TinySD, make_tiny_sd, tiny_sd
+
+__all__ = ["tiny_sd"]  # a fixture is found by its name
+
+METADATA = {"modelspec.title": "Tiny, naïve", "modelspec.architecture": "stable-diffusion-v1"}
+TEXT = "cond_stage_model.transformer.text_model."
+
+
+def save(sd: TinySD, path: Path, dtype: torch.dtype = torch.float16) -> Path:
+    save_single_file(path, sd.unet, sd.vae, sd.text_encoder, METADATA, dtype)
+    return path
+
+
+def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
+    ours, theirs = a.state_dict(), b.state_dict()
+    assert ours.keys() == theirs.keys()
+    for key, tensor in ours.items():
+        assert tensor.dtype == theirs[key].dtype, key
+        assert torch.equal(tensor, theirs[key]), key
+
+
+def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
+    """Build networks of SD 1.5's size without storage, in the original layout."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+        vae = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            layers_per_block=2,
+        )
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=768,
+                intermediate_size=3072,
+                num_attention_heads=12,
+                num_hidden_layers=12,
+                projection_dim=768,
+            )
+        )
+    unet_state, vae_state = unet.state_dict(), vae.state_dict()
+    text_state = text_encoder.state_dict()
+    return {
+        "unet": to_original(unet_state, unet_keys(unet_state, unet.config)),
+        "vae": to_original(vae_state, vae_keys(vae_state, vae.config)),
+        "text_encoder": to_original(text_state, text_encoder_keys(text_state)),
+    }
+
+
+@pytest.mark.parametrize("layers_per_block", [1, 2])
+@pytest.mark.parametrize(
+    "attention", [(True, False), (False, True), (False, False), (True, True, False)]
+)
+def test_a_round_trip_is_exact(
+    tmp_path: Path, layers_per_block: int, attention: tuple[bool, ...]
+) -> None:
+    sd = make_tiny_sd(tmp_path / "config", layers_per_block=layers_per_block, attention=attention)
+    path = save(sd, tmp_path / "a.safetensors")
+    loaded = load_models(path, sd.config)
+    for ours, theirs in zip(
+        (sd.unet, sd.vae, sd.text_encoder),
+        (loaded.unet, loaded.vae, loaded.text_encoder),
+        strict=True,
+    ):
+        assert_same_weights(ours, theirs)
+        assert not theirs.training
+    input_ids = loaded.tokenizer(
+        "a cat", padding="max_length", return_tensors="pt"
+    ).input_ids  # (1, MAX_LENGTH)
+    assert input_ids.shape == (1, MAX_LENGTH)
+    with torch.no_grad():
+        assert torch.equal(
+            sd.text_encoder(input_ids).last_hidden_state,
+            loaded.text_encoder(input_ids).last_hidden_state,
+        )
+
+
+@pytest.mark.parametrize("layers_per_block", [1, 2])
+@pytest.mark.parametrize("attention", [(True, False), (False, True), (True, True, False)])
+def test_diffusers_opens_our_file_and_draws_the_same_picture(
+    tmp_path: Path, layers_per_block: int, attention: tuple[bool, ...]
+) -> None:
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    sd = make_tiny_sd(tmp_path / "config", layers_per_block=layers_per_block, attention=attention)
+    path = save(sd, tmp_path / "a.safetensors")
+    theirs = StableDiffusionPipeline.from_single_file(
+        path, config=str(sd.config), local_files_only=True
+    )
+    loaded = load_models(path, sd.config)
+    assert_same_weights(loaded.unet, theirs.unet)
+    assert_same_weights(loaded.vae, theirs.vae)
+    assert_same_weights(loaded.text_encoder, theirs.text_encoder)
+
+    ours = StableDiffusionPipeline(
+        unet=loaded.unet,
+        vae=loaded.vae,
+        text_encoder=loaded.text_encoder,
+        tokenizer=loaded.tokenizer,
+        scheduler=DDIMScheduler.from_config(loaded.noise_scheduler.config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    a, b = (draw(pipe) for pipe in (ours, theirs))
+    assert a.std() > 0
+    assert (a == b).all()
+
+
+def draw(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(
+        "a cat", 32, 32, num_inference_steps=2, generator=torch.manual_seed(1), output_type="np"
+    ).images
+
+
+def test_sd15_has_the_keys_of_the_files_in_the_field() -> None:
+    parts = shapes_on_meta()
+    sizes = {name: (len(t), sum(x.numel() for x in t.values())) for name, t in parts.items()}
+    assert sizes == {
+        "unet": (686, 859_520_964),
+        "vae": (248, 83_653_863),
+        "text_encoder": (196, 123_060_480),
+    }
+    tensors = parts["unet"] | parts["vae"] | parts["text_encoder"]
+    unet, vae = "model.diffusion_model.", "first_stage_model."
+    for key, shape in {
+        unet + "time_embed.0.weight": (1280, 320),
+        unet + "input_blocks.0.0.weight": (320, 4, 3, 3),
+        unet + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+        unet + "input_blocks.1.1.proj_in.weight": (320, 320, 1, 1),
+        unet + "input_blocks.3.0.op.weight": (320, 320, 3, 3),
+        unet + "input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+        unet + "input_blocks.11.0.out_layers.3.weight": (1280, 1280, 3, 3),
+        unet + "middle_block.1.transformer_blocks.0.ff.net.0.proj.weight": (10240, 1280),
+        unet + "middle_block.2.emb_layers.1.weight": (1280, 1280),
+        unet + "output_blocks.2.1.conv.weight": (1280, 1280, 3, 3),
+        unet + "output_blocks.5.2.conv.weight": (1280, 1280, 3, 3),
+        unet + "output_blocks.8.2.conv.weight": (640, 640, 3, 3),
+        unet + "output_blocks.11.0.in_layers.2.weight": (320, 640, 3, 3),
+        unet + "out.2.weight": (4, 320, 3, 3),
+        vae + "encoder.down.0.downsample.conv.weight": (128, 128, 3, 3),
+        vae + "encoder.down.1.block.0.nin_shortcut.weight": (256, 128, 1, 1),
+        vae + "encoder.mid.attn_1.q.weight": (512, 512, 1, 1),
+        vae + "decoder.mid.attn_1.proj_out.weight": (512, 512, 1, 1),
+        vae + "decoder.mid.attn_1.norm.weight": (512,),
+        vae + "decoder.up.0.block.2.conv2.weight": (128, 128, 3, 3),
+        vae + "decoder.up.3.upsample.conv.weight": (512, 512, 3, 3),
+        vae + "quant_conv.weight": (8, 8, 1, 1),
+        TEXT + "embeddings.position_embedding.weight": (77, 768),
+        TEXT + "encoder.layers.11.mlp.fc2.weight": (768, 3072),
+        TEXT + "final_layer_norm.bias": (768,),
+    }.items():
+        assert tuple(tensors[key].shape) == shape, key
+
+
+def test_position_ids_are_written_as_integers(tmp_path: Path, tiny_sd: TinySD) -> None:
+    tensors = load_file(save(tiny_sd, tmp_path / "a.safetensors"))
+    position_ids = tensors.pop(TEXT + "embeddings.position_ids")
+    assert torch.equal(position_ids, torch.arange(MAX_LENGTH)[None])
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_the_same_models_give_the_same_bytes(tmp_path: Path, tiny_sd: TinySD) -> None:
+    first = save(tiny_sd, tmp_path / "a.safetensors").read_bytes()
+    loaded = load_models(tmp_path / "a.safetensors", tiny_sd.config)
+    backwards = dict(reversed(METADATA.items()))
+    path = tmp_path / "other" / "b.safetensors"
+    save_single_file(path, loaded.unet, loaded.vae, loaded.text_encoder, backwards)
+    assert path.read_bytes() == first
+
+    header = read_header(path)
+    assert header.metadata == {"format": "pt", **METADATA}
+    assert min(entry.start for entry in header.tensors.values()) % 8 == 0
+    widths = {"I64": 8, "F16": 2}
+    assert all(entry.start % widths[entry.dtype] == 0 for entry in header.tensors.values())
+
+
+def test_a_header_tells_where_each_tensor_lies(tmp_path: Path, tiny_sd: TinySD) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    key = "model.diffusion_model.out.2.weight"
+    entry = read_header(path).tensors[key]
+    stored = path.read_bytes()[entry.start : entry.stop]
+    assert stored == load_file(path)[key].numpy().tobytes()
+
+
+def test_old_alias_and_strangers_are_read_past(tmp_path: Path, tiny_sd: TinySD) -> None:
+    tensors = load_file(save(tiny_sd, tmp_path / "a.safetensors"))
+    old = {key.replace(".text_model.", "."): tensor for key, tensor in tensors.items()}
+    strangers = {
+        "betas": torch.zeros(3),
+        "alphas_cumprod": torch.zeros(3),
+        "model_ema.decay": torch.zeros(1),
+        "model_ema.diffusion_modelout2bias": torch.zeros(4),
+        "first_stage_model.loss.logvar": torch.zeros(1),
+        "cond_stage_model.logit_scale": torch.zeros(1),
+    }
+    save_file({**old, **strangers}, tmp_path / "old.safetensors")
+    read = read_single_file(tmp_path / "old.safetensors")
+    assert set(read) == set(tensors) - {TEXT + "embeddings.position_ids"}
+    loaded = load_models(tmp_path / "old.safetensors", tiny_sd.config)
+    assert_same_weights(loaded.unet, tiny_sd.unet)
+    assert_same_weights(loaded.text_encoder, tiny_sd.text_encoder)
+
+
+def test_the_canonical_spelling_wins_over_the_alias() -> None:
+    alias = "cond_stage_model.transformer.final_layer_norm.bias"
+    canonical = TEXT + "final_layer_norm.bias"
+    assert normal_keys([alias]) == {canonical: alias}
+    assert normal_keys([alias, canonical]) == {canonical: canonical}
+    assert normal_keys([canonical, alias]) == {canonical: canonical}
+
+
+def test_text_encoder_keys_with_and_without_the_old_prefix_mean_the_same() -> None:
+    new = text_encoder_keys(["final_layer_norm.bias", "embeddings.position_ids"])
+    old = text_encoder_keys(["text_model.final_layer_norm.bias"])
+    assert list(new.values()) == list(old.values()) == [TEXT + "final_layer_norm.bias"]
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for(tmp_path: Path, tiny_sd: TinySD) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors", torch.float32)
+    assert read_single_file(path)["model.diffusion_model.out.2.bias"].dtype == torch.float32
+    loaded = load_models(path, tiny_sd.config, dtype=torch.bfloat16)
+    for part in (loaded.unet, loaded.vae, loaded.text_encoder):
+        assert {tensor.dtype for tensor in part.state_dict().values()} == {torch.bfloat16}
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path, tiny_sd: TinySD) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    before = torch.get_rng_state()
+    load_models(path, tiny_sd.config)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def write_legacy_pickle(path: Path) -> None:
+    torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (lambda path: torch.save({"a": torch.zeros(2)}, path), "pickle"),
+        (write_legacy_pickle, "pickle"),
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "pickle"),
+        (lambda path: path.write_text("<!DOCTYPE html><p>Log in</p>"), "web page"),
+        (
+            lambda path: path.write_text("version https://git-lfs.github.com/spec/v1"),
+            "git lfs pull",
+        ),
+        (lambda path: path.write_bytes(b""), "cut short: 0 bytes"),
+        (lambda path: path.write_bytes(bytes(100)), "something unknown"),
+        (lambda path: path.write_bytes((9).to_bytes(8, "little") + b'{"a":{}} '), "damaged"),
+        (lambda path: path.write_bytes((9).to_bytes(8, "little") + b'{"a'), "cut short"),
+    ],
+)
+def test_what_is_no_safetensors_is_refused(
+    tmp_path: Path, write: Callable[[Path], Any], words: str
+) -> None:
+    path = tmp_path / "model.safetensors"
+    write(path)
+    with pytest.raises(ValueError, match=words) as refusal:
+        read_single_file(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_cut_file_is_refused_with_both_sizes(tmp_path: Path, tiny_sd: TinySD) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match="cut short") as refusal:
+        load_models(path, tiny_sd.config)
+    assert f"{len(whole):,}" in str(refusal.value)
+    assert f"{len(whole) - 10:,}" in str(refusal.value)
+
+
+def test_a_header_with_holes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    text = json.dumps({"betas": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(ValueError, match="damaged"):
+        read_single_file(path)
+
+
+def test_other_widths_are_refused_with_the_first_key_and_both_shapes(
+    tmp_path: Path, tiny_sd: TinySD
+) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    wider = tmp_path / "wider"
+    make_tiny_sd(wider, attention=(True, False, False))
+    with pytest.raises(ValueError, match="First differing key") as refusal:
+        load_models(path, wider)
+    # sorted: every key of text encoder and VAE is equal; so are the first two input blocks
+    assert "'model.diffusion_model.input_blocks.4.0.op.bias'" in str(refusal.value)
+    assert "wanted shape (32,), got no such key" in str(refusal.value)
+
+
+def rename(tensors: dict[str, torch.Tensor], old: str, new: str) -> dict[str, torch.Tensor]:
+    return {key.replace(old, new): tensor for key, tensor in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: (
+                t | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(16, 9, 3, 3)}
+            ),
+            "'model.diffusion_model.input_blocks.0.0.weight', wanted shape (16, 4, 3, 3), "
+            "got shape (16, 9, 3, 3). This is an inpainting model.",
+        ),
+        (
+            lambda t: t | {TEXT + "encoder.layers.2.mlp.fc2.bias": torch.ones(32)},
+            "'cond_stage_model.transformer.text_model.encoder.layers.2.mlp.fc2.bias', wanted no "
+            "such key, got shape (32,). Is the config folder that of this model?",
+        ),
+        (
+            lambda t: rename(t, TEXT, "cond_stage_model.model.transformer."),
+            "This is an SD 2.x file.",
+        ),
+        (lambda t: rename(t, TEXT, "conditioner.embedders.0."), "This is an SDXL file."),
+        (lambda t: rename(t, "first_stage_model.", "vae."), "Its autoencoder is missing"),
+        (lambda t: rename(t, "model.diffusion_model.", "lora_unet_"), "This is a LoRA"),
+    ],
+)
+def test_another_architecture_is_refused_with_a_hint(
+    tmp_path: Path,
+    tiny_sd: TinySD,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    words: str,
+) -> None:
+    tensors = load_file(save(tiny_sd, tmp_path / "a.safetensors"))
+    path = tmp_path / "other.safetensors"
+    save_file(change(tensors), path)
+    with pytest.raises(ValueError, match="not the architecture") as refusal:
+        load_models(path, tiny_sd.config)
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("use_linear_projection", True),
+        ("down_block_types", ["AttnDownBlock2D", "DownBlock2D"]),
+        ("mid_block_type", "UNetMidBlock2D"),
+        ("layers_per_block", [1, 2]),
+    ],
+)
+def test_a_unet_that_sd1_has_no_place_for_is_refused(
+    tiny_sd: TinySD, setting: str, value: Any
+) -> None:
+    with pytest.raises(ValueError, match=r"SD 1\.x"):
+        unet_keys([], {**tiny_sd.unet.config, setting: value})
+
+
+def test_a_key_that_sd1_has_no_place_for_is_refused(tiny_sd: TinySD) -> None:
+    with pytest.raises(ValueError, match=r"'class_embedding\.weight' has no place"):
+        unet_keys(["class_embedding.weight"], tiny_sd.unet.config)
+
+
+@pytest.mark.parametrize(
+    "name", ["vae/config.json", "tokenizer/merges.txt", "tokenizer/tokenizer_config.json"]
+)
+def test_a_config_folder_in_parts_is_refused(tmp_path: Path, tiny_sd: TinySD, name: str) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    (tiny_sd.config / name).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        load_models(path, tiny_sd.config)
+
+
+def test_a_tokenizer_of_another_length_is_refused(tmp_path: Path, tiny_sd: TinySD) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    (tiny_sd.config / "tokenizer" / "tokenizer_config.json").write_text('{"model_max_length": 77}')
+    with pytest.raises(ValueError, match=r"model_max_length is 77, but .* 32"):
+        load_models(path, tiny_sd.config)
+
+
+@pytest.mark.parametrize("value", [float("nan"), 1e5])
+def test_a_value_that_float16_cannot_hold_is_not_written(
+    tmp_path: Path, tiny_sd: TinySD, value: float
+) -> None:
+    path = save(tiny_sd, tmp_path / "a.safetensors")
+    before = path.read_bytes()
+    tiny_sd.unet.conv_out.bias.data[0] = value
+    with pytest.raises(ValueError, match=r"model\.diffusion_model\.out\.2\.bias.*not finite"):
+        save(tiny_sd, path)
+    assert path.read_bytes() == before
+
+
+def test_metadata_holds_strings_only() -> None:
+    with pytest.raises(TypeError, match="epoch"):
+        header_bytes({}, {"epoch": 3})  # type: ignore[dict-item]
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_single_file(path, {"a": torch.ones(1000)}, {}, torch.float32)
+    before = hashlib.sha256(path.read_bytes()).hexdigest()
+    program = (
+        "import sys, torch; from pathlib import Path\n"
+        "from stages.diffusion.model import write_single_file\n"
+        "write_single_file(Path(sys.argv[1]), {'a': torch.zeros(10**6)}, {}, torch.float32)\n"
+    )
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # bytes
+
+    command = [sys.executable, "-c", program, str(path)]
+    run = subprocess.run(
+        command, preexec_fn=limit_file_size, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 1
+    assert "File too large" in run.stderr
+    assert str(path) in run.stderr.splitlines()[-1]
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_and_writing_need_no_diffusers() -> None:
+    program = (
+        "import sys, stages.diffusion.model\n"
+        "sys.exit(bool({'diffusers', 'transformers'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
