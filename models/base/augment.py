@@ -51,4 +51,5 @@ def jitter_colours(pixel_values: Tensor, generator: torch.Generator) -> Tensor:
     soft = F.avg_pool2d(F.pad(out, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     out = torch.where(blur < 0.3, soft, out)
     noise = torch.randn(out.shape, generator=generator, device=device)
-    return (out + 0.05 * blur * noise).clamp(-1, 1)
+    noisy: Tensor = out + 0.05 * blur * noise
+    return noisy.clamp(-1, 1)
