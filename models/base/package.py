@@ -1,7 +1,8 @@
 """Put the trained parts together: one single file, its config folder, and the CLIP.
 
-  --trained DIR   clip/, autoencoder/ and unet/, as the training stages left them
-  --out DIR       base.safetensors, config/ and clip/
+  --clip DIR      from models.base.train_clip
+  --trained DIR   autoencoder/ and unet/, as their training stages left them
+  --out DIR       base.safetensors and config/
 
 The base's text encoder is the CLIP's text tower, as in SD 1.5.
 """
@@ -42,9 +43,9 @@ METADATA = {
 }
 
 
-def run(trained: Path, out: Path) -> None:
+def run(clip_folder: Path, trained: Path, out: Path) -> None:
     """Write the files that the recipe depends on."""
-    clip = CLIPModel.from_pretrained(trained / "clip", local_files_only=True)
+    clip = CLIPModel.from_pretrained(clip_folder, local_files_only=True)
     vae = AutoencoderKL.from_pretrained(trained / "autoencoder", local_files_only=True)
     unet = UNet2DConditionModel.from_pretrained(trained / "unet", local_files_only=True)
     save_single_file(out / "base.safetensors", unet, vae, clip.text_model, METADATA, torch.float16)
@@ -58,15 +59,14 @@ def run(trained: Path, out: Path) -> None:
     text_config.architectures = ["CLIPTextModel"]
     text_config.save_pretrained(config / "text_encoder")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(trained / "clip" / name, config / "tokenizer" / name)
+        shutil.copyfile(clip_folder / name, config / "tokenizer" / name)
     name = "scheduler_config.json"
     shutil.copyfile(trained / "unet" / name, config / "scheduler" / name)
     index = json.dumps(MODEL_INDEX, indent=2)
     (config / "model_index.json").write_text(index + "\n", "utf-8")
-    shutil.copytree(trained / "clip", out / "clip", dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
     with clear_errors():
-        trained, out, _ = stage_paths(__doc__, "trained", "out")
-        run(trained, out)
+        clip, trained, out, _ = stage_paths(__doc__, "clip", "trained", "out")
+        run(clip, trained, out)

@@ -82,6 +82,9 @@ def draw(
         models: on one device, in one dtype.
         seed: of the initial noise, the only randomness.
         width_px, height_px: multiples of what the UNet can halve and double again.
+
+    Raises:
+        FloatingPointError: if the picture holds NaN or infinite values.
     """
     device, dtype = models.unet.device, models.unet.dtype
     noise_scheduler = make_sampler(models, params)
@@ -102,6 +105,8 @@ def draw(
             noise_pred = negative + params.guidance * (positive - negative)
         latents = noise_scheduler.step(noise_pred, timestep, latents).prev_sample
     decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
+    if not decoded.isfinite().all():
+        raise FloatingPointError(f"not a finite picture: broken weights, or too large for {dtype}")
     return to_image(decoded[0])
 
 

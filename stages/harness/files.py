@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,10 +38,35 @@ def write_json(path: Path, value: object) -> None:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
+def link_or_copy(source: Path, path: Path) -> None:
+    """Give a file a second name, or copy it where the disk allows no hard link.
+
+    Neither name is ever to be written in place: it would change what both show.
+    """
+    with replacing(path) as scratch:
+        scratch.unlink(missing_ok=True)
+        try:
+            scratch.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, scratch)
+
+
 def sha256_file(path: Path) -> str:
     """Hash a file's bytes, read in pieces; 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_folder(folder: Path) -> str:
+    """Hash the files below a folder, by name and content; 64 hex digits.
+
+    Raises:
+        FileNotFoundError: if it is no folder, or holds no file.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise FileNotFoundError(f"{folder}: no such folder, or no file in it")
+    return sha256_json({str(p.relative_to(folder).as_posix()): sha256_file(p) for p in files})
 
 
 def sha256_bytes(content: bytes) -> str:

@@ -44,6 +44,14 @@ def load_params(section: str, kind: type[P], path: Path = DEFAULT_PARAMS) -> P:
         raise ValueError(f"{path}: " + "; ".join(problems)) from None
 
 
+def load_named_params(section: str, kind: type[P], path: Path = DEFAULT_PARAMS) -> dict[str, P]:
+    """Read a section that maps names to sections of one kind; see `load_params`."""
+    names = _find_section(_read_yaml(path), section, path)
+    if not isinstance(names, Mapping):
+        raise ValueError(f"{path}: {section} maps names to sections, got {names!r}")
+    return {str(name): load_params(f"{section}.{name}", kind, path) for name in names}
+
+
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -1,0 +1,145 @@
+"""Scores of pictures, and what they say about models: means with intervals, prompt by prompt.
+
+The seeds and sizes of one prompt go together, so resampling draws whole prompts.
+"""
+
+import csv
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from stages.harness.files import replacing
+
+Floats = npt.NDArray[np.float64]
+COLUMNS = ("model", "prompt", "seed", "width", "height", "score")
+DECIMALS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well one picture did; field by field a row of scores.csv."""
+
+    model: str
+    prompt: str
+    seed: int
+    width: int
+    height: int
+    score: float | None  # None: the picture failed
+
+
+def write_scores(path: Path, scores: Iterable[Score]) -> None:
+    """Write scores as CSV, rounded to DECIMALS; a failed picture's score is empty."""
+    with replacing(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for row in scores:
+            shown = "" if row.score is None else f"{row.score:.{DECIMALS}f}"
+            writer.writerow([*astuple(row)[:-1], shown])
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Read what `write_scores` wrote.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the line that is no score.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if tuple(reader.fieldnames or ()) != COLUMNS:
+            raise ValueError(f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}")
+        return [_parse(row, f"{path}, line {reader.line_num}") for row in reader]
+
+
+def _parse(row: dict[str, str], where: str) -> Score:
+    try:
+        score = float(row["score"]) if row["score"] else None
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"score {score}")
+        seed, width, height = (int(row[name]) for name in ("seed", "width", "height"))
+        return Score(row["model"], row["prompt"], seed, width, height, score)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: not a score: {error}. Score the grid again") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreTable:
+    """Scores of some models over the same cells, one row a model, one column a prompt."""
+
+    models: tuple[str, ...]
+    prompts: tuple[str, ...]
+    means: Floats  # (models, prompts), over seeds and sizes
+    failed: dict[str, int]  # pictures that failed, of the models that have any
+
+
+def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> ScoreTable:
+    """Average scores by model and prompt.
+
+    A failed picture gets the worst score that any of the models got for that cell: it must
+    neither help its model nor be ignored.
+
+    Args:
+        scores: may hold other models too.
+        models: those wanted, in the order of the rows.
+        where: names the source in a message.
+
+    Raises:
+        ValueError: if a model has no scores, is scored twice, or on other cells than the rest.
+    """
+    by_model: dict[str, dict[tuple[str, int, int, int], float | None]] = defaultdict(dict)
+    for row in scores:
+        key = (row.prompt, row.seed, row.width, row.height)
+        if key in by_model[row.model]:
+            raise ValueError(f"{where}: {row.model} is scored twice for {key}")
+        by_model[row.model][key] = row.score
+    if missing := [model for model in models if model not in by_model]:
+        known = ", ".join(sorted(by_model))
+        raise ValueError(f"{where}: no scores of {missing[0]!r}; it holds {known}")
+    cells = list(by_model[models[0]])
+    for model in models:
+        if by_model[model].keys() != set(cells):
+            raise ValueError(
+                f"{where}: {model} and {models[0]} are not scored on the same cells. "
+                "Draw both in grids of the same params"
+            )
+    worst = {cell: _worst(by_model[model][cell] for model in models) for cell in cells}
+    overall = _worst(worst.values()) or 0.0
+    prompts = tuple(dict.fromkeys(cell[0] for cell in cells))
+    means = np.empty((len(models), len(prompts)))
+    for column, prompt in enumerate(prompts):
+        own = [cell for cell in cells if cell[0] == prompt]
+        for row_number, model in enumerate(models):
+            values = [
+                next(v for v in (by_model[model][cell], worst[cell], overall) if v is not None)
+                for cell in own
+            ]
+            means[row_number, column] = np.mean(values)
+    failures = {m: sum(score is None for score in by_model[m].values()) for m in models}
+    return ScoreTable(tuple(models), prompts, means, {m: n for m, n in failures.items() if n})
+
+
+def _worst(scores: Iterable[float | None]) -> float | None:
+    return min((score for score in scores if score is not None), default=None)
+
+
+def resampled_prompts(prompts: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
+    """Draw prompts with replacement: how often each is taken, (samples, prompts).
+
+    Source: the cluster bootstrap; Davison and Hinkley, Bootstrap Methods (1997), section 3.8.
+    """
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=samples)
+
+
+def resampled_means(table: ScoreTable, samples: int, seed: int) -> Floats:
+    """Give each model's mean under resampling of the prompts, (models, samples).
+
+    All models share the resampled prompts: differences between rows are paired.
+    """
+    counts = resampled_prompts(len(table.prompts), samples, seed)
+    return table.means @ counts.T / len(table.prompts)

@@ -1,0 +1,207 @@
+"""How a file of weights says what it was made of: two JSON strings in its metadata.
+
+`cosmopolitan.recipe` is the last step: {"kind": "merge", "expression": "0.5*a + 0.5*b", "inputs":
+{"a": SHA-256, "b": SHA-256}} or {"kind": "train", "run": "512", …, "inputs": {"base": SHA-256}};
+a trained file's `epoch` is a key of its own.
+`cosmopolitan.ancestry` maps the SHA-256 of each file before it, all the way down, to that file's
+own recipe and names. Neither holds a path, a clock or a machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+from stages.diffusion.expression import parse_expression
+from stages.harness.files import sha256_file
+
+RECIPE = "cosmopolitan.recipe"
+ANCESTRY = "cosmopolitan.ancestry"
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A file that another is made of."""
+
+    sha256: str
+    legacy_hash: str  # A1111's first kind, 8 hex digits
+    metadata: Mapping[str, str]  # as in its header
+
+
+@dataclass(frozen=True, slots=True)
+class Ancestor:
+    """What is known of a file that others were made of; JSON values, as in the metadata."""
+
+    name: str  # what its child called it, when it had no name of its own
+    legacy_hash: str
+    recipe: dict[str, Any] | None = None  # of ours; None where the file tells none
+    epoch: str | None = None  # of a trained file
+    sd_merge_recipe: Any = None  # as A1111 wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """A file's last step and everything before it."""
+
+    recipe: dict[str, Any] | None = None
+    ancestors: dict[str, Ancestor] = field(default_factory=dict)  # by SHA-256
+
+    def inputs(self, sha256: str | None = None) -> dict[str, str]:
+        """Give the SHA-256 of each input by name, of an ancestor or (None) of the file itself."""
+        recipe = self.recipe if sha256 is None else self.ancestors[sha256].recipe
+        return dict(recipe.get("inputs", {})) if recipe else {}
+
+    def title(self, sha256: str) -> str:
+        """Name an ancestor: its recipe's name, its run and epoch, or what its child called it."""
+        ancestor = self.ancestors[sha256]
+        recipe = ancestor.recipe or {}
+        epoch = f", epoch {ancestor.epoch}" if ancestor.epoch else ""
+        return str(recipe.get("name") or recipe.get("run") or ancestor.name) + epoch
+
+    def shares(self) -> dict[str, Fraction]:
+        """Give each ancestor's weight in the file, by SHA-256, through merges but not trainings.
+
+        Raises:
+            ValueError: if a recipe's expression and inputs do not fit, as no merge writes them.
+        """
+        weights = {sha256: _weights(ancestor.recipe) for sha256, ancestor in self.ancestors.items()}
+        shares = dict.fromkeys(self.ancestors, Fraction())
+        for sha256, weight in _weights(self.recipe):
+            shares[sha256] += weight
+        inputs = {sha256: [s for s, _ in weights[sha256]] for sha256 in weights}
+        for sha256 in reversed(list(TopologicalSorter(inputs).static_order())):
+            for source, weight in weights[sha256]:
+                shares[source] += shares[sha256] * weight
+        return shares
+
+    def route(self, sha256: str) -> list[str]:
+        """Name the files between this one and an ancestor, nearest first; the ancestor ends it.
+
+        Empty if the recipes do not lead there, as to what another program merged.
+        """
+        routes = {source: [self.title(source)] for source in self.inputs().values()}
+        waiting = list(routes)
+        for source in waiting:
+            for before in self.inputs(source).values():
+                if before not in routes:
+                    routes[before] = [*routes[source], self.title(before)]
+                    waiting.append(before)
+        return routes.get(sha256, [])
+
+
+def read_parent(path: Path, metadata: Mapping[str, str]) -> Parent:
+    """Hash a file that is to become an input; its metadata is known from its header."""
+    return Parent(sha256_file(path), legacy_hash(path), metadata)
+
+
+def legacy_hash(path: Path) -> str:
+    """Hash 64 KiB at 1 MiB, as A1111's first versions did; 8 hex digits, also called AutoV1."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[str, str]:
+    """Write the metadata of a file that is made from others.
+
+    Args:
+        recipe: JSON values; its `kind` says which stage works it. `inputs` is added.
+        parents: by the name that the recipe calls them.
+
+    Returns:
+        The same strings for the same recipe and parents.
+    """
+    inputs = {name: parent.sha256 for name, parent in parents.items()}
+    ancestors: dict[str, Ancestor] = {}
+    lineages = {name: read_lineage(parent.metadata) for name, parent in parents.items()}
+    for name, parent in parents.items():
+        merged = _parse(parent.metadata.get("sd_merge_recipe"))
+        recipe_of_it, epoch = lineages[name].recipe, parent.metadata.get("epoch")
+        itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged)
+        ancestors.setdefault(parent.sha256, itself)
+    for lineage in lineages.values():
+        ancestors = {**lineage.ancestors, **ancestors}
+    nodes = {sha256: _node(ancestor) for sha256, ancestor in ancestors.items()}
+    return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes)}
+
+
+def read_lineage(metadata: Mapping[str, str]) -> Lineage:
+    """Read what a file's metadata tells of its making; empty if it tells nothing.
+
+    Files of A1111 count too: the models that `sd_merge_models` names become ancestors.
+
+    Raises:
+        ValueError: if our own keys do not hold what `made_from` writes.
+    """
+    try:
+        recipe = json.loads(metadata.get(RECIPE, "null"))
+        ours: dict[str, dict[str, Any]] = json.loads(metadata.get(ANCESTRY, "{}"))
+        ancestors = {sha256: Ancestor(**node) for sha256, node in ours.items()}
+        named = {sha256 for r in _recipes(recipe, ancestors) for sha256 in r["inputs"].values()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"metadata {RECIPE} or {ANCESTRY} is damaged ({error!r})") from error
+    if missing := sorted(named - set(ancestors)):
+        raise ValueError(f"metadata {ANCESTRY} lacks {missing[0]}, which a recipe in it names")
+    for sha256, ancestor in _merged_elsewhere(metadata):
+        ancestors.setdefault(sha256, ancestor)
+    return Lineage(recipe, ancestors)
+
+
+def _weights(recipe: Mapping[str, Any] | None) -> list[tuple[str, Fraction]]:
+    """Give SHA-256 and weight of each input of a merge; of anything else, none."""
+    if not recipe or recipe.get("kind") != "merge":
+        return []
+    weights = parse_expression(recipe["expression"])
+    if set(weights) != set(recipe["inputs"]):
+        raise ValueError(f"metadata {RECIPE}: the names in {recipe['expression']!r} have no inputs")
+    return [(recipe["inputs"][name], weight) for name, weight in weights.items()]
+
+
+def _recipes(recipe: Any, ancestors: Mapping[str, Ancestor]) -> Iterator[dict[str, Any]]:
+    yield from (r for r in (recipe, *(a.recipe for a in ancestors.values())) if r is not None)
+
+
+def _merged_elsewhere(metadata: Mapping[str, str]) -> Iterator[tuple[str, Ancestor]]:
+    """List the models that A1111 or a program like it says a file was merged from."""
+    models = _parse(metadata.get("sd_merge_models"))
+    for sha256, model in models.items() if isinstance(models, dict) else ():
+        if isinstance(model, dict):
+            yield (
+                str(sha256),
+                Ancestor(
+                    name=str(model.get("name") or sha256[:10]),
+                    legacy_hash=str(model.get("legacy_hash") or ""),
+                    sd_merge_recipe=model.get("sd_merge_recipe"),
+                ),
+            )
+
+
+def _parse(text: str | None) -> Any:
+    """Read JSON of a stranger; None if it is none, or one that we could not write again."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse) if text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _node(ancestor: Ancestor) -> dict[str, Any]:
+    node = {
+        "name": ancestor.name,
+        "legacy_hash": ancestor.legacy_hash,
+        "recipe": ancestor.recipe,
+        "epoch": ancestor.epoch,
+        "sd_merge_recipe": ancestor.sd_merge_recipe,
+    }
+    return {key: value for key, value in node.items() if value is not None}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)

@@ -1,0 +1,145 @@
+"""Checkpoints: everything that a run needs to go on as if it had never been interrupted.
+
+A checkpoint is one safetensors file, whole or absent, named after the optimizer step. The two
+newest are kept, so that one that a full disk or a broken machine cut short costs minutes.
+"""
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from stages.diffusion.model import read_header
+from stages.harness.files import replacing
+
+TENSOR = "$tensor"
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write a checkpoint, then drop all but the newest.
+
+    Args:
+        folder: of this run's checkpoints alone.
+        step: optimizer steps done.
+        state: dicts, lists, tensors and what JSON holds.
+    """
+    tensors: dict[str, Tensor] = {}
+    text = json.dumps(_pack(state, "state", tensors))
+    with replacing(_path(folder, step)) as scratch:
+        save_file(tensors, scratch, metadata={"state": text})
+    for path in _checkpoints(folder)[KEPT:]:
+        path.unlink()
+
+
+def load_checkpoint(
+    folder: Path, device: torch.device, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is whole; None if there is none.
+
+    Args:
+        folder: of this run's checkpoints alone.
+        device: where the tensors are to live.
+        say: told when a damaged one is passed over.
+    """
+    for path in _checkpoints(folder):
+        try:
+            header = read_header(path)
+        except ValueError as error:
+            say(f"passing over a checkpoint: {error}")
+            continue
+        tensors = load_file(path, device=str(device))
+        state: dict[str, Any] = _unpack(json.loads(header.metadata["state"]), tensors)
+        return state
+    return None
+
+
+def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Give an optimizer's state in a form that a checkpoint holds."""
+    state = optimizer.state_dict()
+    return {**state, "state": {str(i): entry for i, entry in state["state"].items()}}
+
+
+def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
+    """Put back what `optimizer_state` gave, each tensor in its weight's memory layout."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    entries = {
+        int(i): {name: _laid_out(value, weights[int(i)]) for name, value in entry.items()}
+        for i, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": entries})
+
+
+@contextmanager
+def interruptions() -> Iterator[Callable[[], int]]:
+    """Hold back SIGTERM and SIGINT: the block asks for the number of the one that came, or 0.
+
+    A second signal of the kind ends the process at once, as usual. Outside the main thread,
+    where Python allows no handlers, nothing is held back.
+    """
+    received: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        received.append(number)
+        signal.signal(number, previous[number])
+
+    try:
+        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
+            previous[number] = signal.signal(number, note)
+    except ValueError:  # not the main thread
+        previous.clear()
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step_{step:09}.safetensors"
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints, newest first."""
+    return sorted(folder.glob("step_*.safetensors"), reverse=True)
+
+
+def _laid_out(value: Any, weight: Tensor) -> Any:
+    if isinstance(value, Tensor) and value.shape == weight.shape:
+        return torch.empty_like(weight, dtype=value.dtype).copy_(value)
+    return value
+
+
+def _pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """Replace each tensor by its name in `tensors`."""
+    match value:
+        case Tensor():
+            tensors[name] = value.detach().cpu().contiguous()
+            return {TENSOR: name}
+        case dict():
+            return {key: _pack(inner, f"{name}/{key}", tensors) for key, inner in value.items()}
+        case list() | tuple():
+            return [_pack(inner, f"{name}/{i}", tensors) for i, inner in enumerate(value)]
+        case _:
+            return value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    match value:
+        case {"$tensor": name}:
+            return tensors[name]
+        case dict():
+            return {key: _unpack(inner, tensors) for key, inner in value.items()}
+        case list():
+            return [_unpack(inner, tensors) for inner in value]
+        case _:
+            return value

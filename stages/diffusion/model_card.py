@@ -1,0 +1,135 @@
+"""A release in words: what it is, whose work is in it, how to know its file."""
+
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+
+from stages.diffusion.ancestry import Lineage
+from stages.diffusion.digests import Digests
+from stages.diffusion.expression import format_weight
+from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.modelspec import ReleaseParams
+
+
+def model_card(
+    params: ReleaseParams,
+    lineage: Lineage,
+    digests: Digests,
+    ingredients: Mapping[str, Ingredient],
+    names: Mapping[str, str],
+) -> str:
+    """Write a model card in Markdown.
+
+    Args:
+        params: the section `release`.
+        lineage: of the released file.
+        digests: of the released file.
+        ingredients: all that the params know, by name.
+        names: of the ingredients, by SHA-256.
+    """
+
+    def title(sha256: str) -> str:
+        return names.get(sha256) or lineage.title(sha256)
+
+    used = {names[s]: ingredients[names[s]] for s in lineage.ancestors if s in names}
+    parts = [
+        f"# {params.title}",
+        params.description,
+        _facts(params),
+        "## Recipe",
+        _how(lineage.recipe),
+        _tree(lineage, title),
+        _shares_table(lineage, title),
+        "## Ingredients and their licences",
+        _ingredients_table(used),
+        "## The file",
+        _digests_table(f"{params.name}.safetensors", digests),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _facts(params: ReleaseParams) -> str:
+    facts = {
+        "Author": params.author,
+        "Date": params.date,
+        "Licence": params.licence,
+        "Draws best at": f"{params.resolution} x {params.resolution} px",
+        "Use": params.usage_hint,
+        "Tags": ", ".join(params.tags),
+    }
+    return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
+
+
+def _is_merge(recipe: Mapping[str, object] | None) -> bool:
+    return recipe is not None and recipe.get("kind") == "merge"
+
+
+def _how(recipe: Mapping[str, object] | None) -> str:
+    """Say how a file was made, in a word or two; nothing if it does not tell."""
+    kind = recipe.get("kind") if recipe else None
+    if recipe and kind == "merge":
+        return f"`{recipe['expression']}`"
+    return "trained" if kind == "train" else ""
+
+
+def _tree(lineage: Lineage, title: Callable[[str], str]) -> str:
+    """List every file that led here, each once with what it was made of."""
+    lines: list[str] = []
+    shown: set[str] = set()
+
+    def show(name: str, sha256: str, depth: int) -> None:
+        how = _how(lineage.ancestors[sha256].recipe)
+        again = ", as above" if sha256 in shown and lineage.inputs(sha256) else ""
+        label = title(sha256)
+        alias = "" if name == label else f"`{name}`: "
+        lines.append(
+            f"{'  ' * depth}- {alias}**{label}**{', ' if how else ''}{how}{again} ({sha256[:10]})"
+        )
+        if sha256 not in shown:
+            shown.add(sha256)
+            for key, source in lineage.inputs(sha256).items():
+                show(key, source, depth + 1)
+
+    for key, source in lineage.inputs().items():
+        show(key, source, 0)
+    return "\n".join(lines)
+
+
+def _shares_table(lineage: Lineage, title: Callable[[str], str]) -> str:
+    """Multiply the merges out: the weight of each trained model and each ingredient."""
+    shares = lineage.shares()
+    leaves: dict[str, Fraction] = {
+        sha256: shares[sha256]
+        for sha256, ancestor in lineage.ancestors.items()
+        if shares[sha256] and not _is_merge(ancestor.recipe)
+    }
+    ordered = sorted(leaves, key=lambda sha256: (-leaves[sha256], title(sha256)))
+    rows = [[title(s), format_weight(leaves[s]), f"`{s[:10]}`"] for s in ordered]
+    return _table(["Multiplied out", "Weight", "SHA-256"], rows)
+
+
+def _ingredients_table(used: Mapping[str, Ingredient]) -> str:
+    rows = [[name, i.licence, i.attribution, i.source] for name, i in used.items()]
+    return _table(["Name", "Licence", "By", "From"], rows) if rows else "None."
+
+
+def _digests_table(name: str, digests: Digests) -> str:
+    return _table(
+        [f"`{name}`", "Value"],
+        [
+            ["SHA-256", f"`{digests.sha256}`"],
+            ["AutoV1", f"`{digests.auto_v1}`"],
+            ["AutoV2", f"`{digests.auto_v2}`"],
+            ["AutoV3", f"`{digests.auto_v3}`"],
+            ["CRC32", f"`{digests.crc32}`"],
+            ["SHA-256 of the tensors", f"`{digests.tensors_sha256}`"],
+        ],
+    )
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")

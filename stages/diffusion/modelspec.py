@@ -1,0 +1,165 @@
+"""What a released file says about itself, in the words that other programs read."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import date
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
+from stages.diffusion.digests import CHUNK_BYTES
+from stages.diffusion.expression import parse_expression
+from stages.diffusion.model import DTYPE_NAMES, header_bytes, read_header
+from stages.diffusion.weights import TENSORS_HASH, writing
+from stages.harness.params import Params
+
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseParams(Params):
+    """The section `release`: what no computer can know."""
+
+    name: str  # of the file, without .safetensors
+    title: str
+    author: str
+    description: str  # Markdown
+    date: str  # ISO 8601; written down, for the clock would change the bytes
+    licence: str  # of the release; no ingredient's may forbid it
+    tags: tuple[str, ...]
+    usage_hint: str
+    resolution: int  # px, of the square that it draws best
+
+    def __post_init__(self) -> None:
+        """Check what becomes a file's name and a date."""
+        if not FILE_NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name {self.name!r} cannot name a file everywhere; use letters, digits, . _ -"
+            )
+        try:
+            date.fromisoformat(self.date)
+        except ValueError:
+            raise ValueError(f"date {self.date!r} is no date such as 2026-01-31") from None
+
+
+def release_metadata(
+    params: ReleaseParams,
+    lineage: Lineage,
+    ours: Mapping[str, str],
+    tensors_hash: str,
+    title: Callable[[str], str],
+) -> dict[str, str]:
+    """Write a release's metadata: ModelSpec, A1111's merge keys, and our own ancestry.
+
+    Args:
+        params: the section `release`.
+        lineage: of the file.
+        ours: the metadata of the file that wins.
+        tensors_hash: SHA-256 of the tensors' bytes.
+        title: names an ancestor by SHA-256.
+
+    Source: https://github.com/Stability-AI/ModelSpec
+    """
+    spec = {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1",
+        "implementation": "https://github.com/CompVis/stable-diffusion",
+        "title": params.title,
+        "author": params.author,
+        "description": params.description,
+        "date": params.date,
+        "license": params.licence,
+        "usage_hint": params.usage_hint,
+        "tags": ", ".join(params.tags),
+        "resolution": f"{params.resolution}x{params.resolution}",
+        "prediction_type": "epsilon",
+        "merged_from": ", ".join(title(sha256) for sha256 in lineage.inputs().values()),
+    }
+    metadata = {f"modelspec.{key}": value for key, value in spec.items() if value}
+    metadata[TENSORS_HASH] = f"0x{tensors_hash}"
+    metadata |= {key: ours[key] for key in (RECIPE, ANCESTRY) if key in ours}
+    if merged := sd_merge_recipe(lineage.recipe, params.name):
+        models = {
+            sha256: {
+                "name": title(sha256),
+                "legacy_hash": ancestor.legacy_hash,
+                "sd_merge_recipe": sd_merge_recipe(ancestor.recipe, title(sha256))
+                or ancestor.sd_merge_recipe,
+            }
+            for sha256, ancestor in lineage.ancestors.items()
+        }
+        metadata["sd_merge_recipe"] = json.dumps(merged)
+        metadata["sd_merge_models"] = json.dumps(models)
+    return metadata
+
+
+def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:
+    """Tell a merge in A1111's keys, which know three models and two methods; None if it is none.
+
+    What these do not hold, `expression` and `inputs` say; `type` tells whose recipe it is.
+
+    Source: run_modelmerger in https://github.com/AUTOMATIC1111/stable-diffusion-webui,
+    modules/extras.py
+    """
+    if not recipe or recipe.get("kind") != "merge":
+        return None
+    weights = parse_expression(recipe["expression"])
+    method, multiplier = _method(list(weights.values()))
+    hashes = [recipe["inputs"][key] for key in weights]
+    return {
+        "type": "cosmopolitan",
+        **dict(
+            zip(
+                ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash"),
+                [*hashes[:3], None, None][:3],
+                strict=True,
+            )
+        ),
+        "interp_method": method,
+        "multiplier": multiplier,
+        "save_as_half": recipe["dtype"] == "float16",
+        "custom_name": name,
+        "config_source": None,
+        "bake_in_vae": None,
+        "discard_weights": "",
+        "is_inpainting": False,
+        "is_instruct_pix2pix": False,
+        "expression": recipe["expression"],
+        "inputs": recipe["inputs"],
+    }
+
+
+def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None:
+    """Copy a file's tensors, byte by byte, under other metadata.
+
+    Raises:
+        ValueError: if the tensors do not follow each other without gaps.
+        OSError: if the file cannot be written; an older one stays.
+    """
+    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+    tensors = read_header(weights).tensors
+    entries = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
+    for (_, before), (key, entry) in pairwise(entries):
+        if before.stop != entry.start:
+            raise ValueError(f"{weights}: damaged: {key!r} does not follow the tensor before it")
+    shapes = {key: (dtypes[entry.dtype], entry.shape) for key, entry in entries}
+    header = header_bytes(shapes, metadata)
+    start, stop = entries[0][1].start, entries[-1][1].stop
+    with weights.open("rb") as source, writing(out, len(header) + stop - start) as file:
+        source.seek(start)
+        file.write(header)
+        while chunk := source.read(CHUNK_BYTES):
+            file.write(chunk)
+
+
+def _method(weights: list[Fraction]) -> tuple[str, float | None]:
+    """Find A1111's method and multiplier for a sum, if it has them."""
+    if len(weights) == 2 and min(weights) >= 0:
+        return "Weighted sum", float(weights[1])
+    if len(weights) == 3 and weights[0] == 1 and weights[1] > 0:
+        return "Add difference", float(weights[1])
+    return "expression", None

@@ -1,0 +1,83 @@
+"""How well a picture shows its prompt, as a CLIP sees it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+SCORER_FILES = ("config.json", "model.safetensors", "preprocessor_config.json")
+
+
+class Scorer:
+    """A transformers CLIPModel as a judge: the mini CLIP, CLIP itself or PickScore."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load the model, its tokenizer and its image processor.
+
+        Args:
+            folder: config.json, model.safetensors, preprocessor_config.json and a tokenizer.
+
+        Raises:
+            FileNotFoundError: if a file is missing.
+            ValueError: if the model is no CLIPModel.
+        """
+        _check_folder(folder)
+        from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.clip = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        ).eval()
+        torch.nn.Module.to(self.clip, self.device)
+        self._text_embeds: dict[str, Tensor] = {}  # by prompt, each (1, D) of length 1
+
+    @torch.inference_mode()
+    def score(self, picture: Image.Image, prompt: str) -> float:
+        """Score one picture, by itself, so that no other picture moves the last digit.
+
+        Returns:
+            exp(logit_scale) * cosine of picture and prompt: PickScore as its authors compute it
+            (arXiv 2305.01569), and CLIP's own logit (arXiv 2103.00020).
+        """
+        pixel_values = self.processor(picture.convert("RGB"), return_tensors="pt").pixel_values
+        features = self.clip.get_image_features(pixel_values=pixel_values.to(self.device))
+        cosine = (F.normalize(features.pooler_output) * self._embedded(prompt)).sum()
+        return float((self.clip.logit_scale.exp() * cosine).item())
+
+    def _embedded(self, prompt: str) -> Tensor:
+        """Embed a prompt once."""
+        if prompt not in self._text_embeds:
+            tokens = self.tokenizer(
+                [prompt], padding="max_length", truncation=True, return_tensors="pt"
+            )
+            features = self.clip.get_text_features(
+                input_ids=tokens.input_ids.to(self.device),
+                attention_mask=tokens.attention_mask.to(self.device),
+            )
+            self._text_embeds[prompt] = F.normalize(features.pooler_output)
+        return self._text_embeds[prompt]
+
+
+def _check_folder(folder: Path) -> None:
+    missing = [name for name in SCORER_FILES if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+        missing.append("tokenizer.json (or vocab.json and merges.txt)")
+    if missing:
+        raise FileNotFoundError(
+            f"{folder}: not a CLIPModel folder: {missing[0]} is missing. A scorer is what "
+            "CLIPModel.save_pretrained writes, with its tokenizer and image processor beside it"
+        )
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if kind != "clip":
+        raise ValueError(
+            f"{folder}: not a CLIPModel but model_type {kind!r}. CLIP and PickScore can score"
+        )

@@ -1,0 +1,173 @@
+"""Fetch the picture of each pair, verify it, and write WebDataset shards.
+
+  --pairs FILE    the table that stages.filter wrote
+  --out DIR       becomes a folder of shards 00000.tar ... (picture, .txt caption, .json facts)
+  --report FILE   a JSON file with the number of rows by outcome
+
+Mirrors (folders that hold the path of a link) are asked first, then, if the params say so and
+acknowledge the terms, the link itself. What the network gave is kept in .work/download, so that
+a download that was killed goes on where it was; start it again with the same command.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.harness.files import sha256_json, write_json
+from stages.harness.params import load_params
+from stages.harness.paths import clear_errors, stage_paths
+from stages.harness.progress import Progress
+from stages.harness.scratch import exclusive, replacing_folder, work_dir
+from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
+from stages.images.kept import Kept
+from stages.images.mirror import check_mirrors
+from stages.images.outcome import REASONS, Failed, Fetched, Outcome
+from stages.images.shards import Sample, write_shards
+
+COLUMNS = ("id", "url", "caption", "version", "aspect", "user")
+SHARED_FACTS = ("user", "version", "aspect")  # no url: it holds its user's name
+ROWS_AT_ONCE = 4096
+
+
+def read_pairs(path: Path) -> pa.Table:
+    """Read the pairs, sorted by id; of equal ids the first stays first.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is no such table, or has no rows.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such table of pairs. `python -m stages.filter` makes it"
+        )
+    try:
+        header = pq.read_schema(path).names
+        if missing := sorted(set(COLUMNS) - set(header)):
+            raise ValueError(
+                f"{path}: no column {missing[0]!r}, only {', '.join(header)}. "
+                "Is this the table that `python -m stages.filter` writes?"
+            )
+        pairs = pq.read_table(path, columns=list(COLUMNS))
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path}: not readable as parquet: {error}") from None
+    if not len(pairs):
+        raise ValueError(f"{path}: the table of pairs has no rows")
+    return pairs.sort_by("id")
+
+
+def row_outcomes(
+    pairs: pa.Table, picture_link: Mapping[str, str], outcomes: Mapping[str, Outcome]
+) -> list[Outcome]:
+    """Give each row the outcome of its link; a row whose id came before ends as `repeated_id`.
+
+    Args:
+        pairs: sorted by id.
+        picture_link: by a row's link, the link that was asked for its picture.
+        outcomes: by link that was asked.
+    """
+    ids, links = pairs["id"].to_pylist(), pairs["url"].to_pylist()
+    return [
+        Failed("repeated_id") if row and ids[row - 1] == ids[row] else outcomes[picture_link[link]]
+        for row, link in enumerate(links)
+    ]
+
+
+def samples(pairs: pa.Table, outcomes: list[Outcome]) -> Iterator[Sample]:
+    """Join rows and pictures, in the order of the rows."""
+    row = 0
+    for batch in pairs.to_batches(max_chunksize=ROWS_AT_ONCE):
+        for pair in batch.to_pylist():
+            if isinstance(outcome := outcomes[row], Fetched):
+                facts = {name: pair[name] for name in SHARED_FACTS}
+                yield Sample(pair["id"], pair["caption"], outcome, facts)
+            row += 1
+
+
+def count_outcomes(outcomes: list[Outcome]) -> dict[str, object]:
+    """Count rows by outcome; every reason is named, so that runs can be compared."""
+    fetched = [outcome for outcome in outcomes if isinstance(outcome, Fetched)]
+    sources = Counter(outcome.source for outcome in fetched)
+    failed = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failed))
+    return {
+        "rows": len(outcomes),
+        "fetched": len(fetched),
+        "yield": round(len(fetched) / len(outcomes), 6),
+        "by_source": {source: sources[source] for source in ("mirror", "link")},
+        "failed": {reason: failed[reason] for reason in REASONS},
+    }
+
+
+def check_yield(outcomes: list[Outcome], params: DownloadParams) -> None:
+    """Stop if too few rows have a picture.
+
+    Raises:
+        ValueError: with the share, the limit and the most frequent outcomes.
+    """
+    failed = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failed))
+    fetched = len(outcomes) - failed.total()
+    if fetched < params.min_yield * len(outcomes) or not fetched:
+        most = ", ".join(f"{reason} {count:,}" for reason, count in failed.most_common(4))
+        raise ValueError(
+            f"only {fetched:,} of {len(outcomes):,} pictures ({fetched / len(outcomes):.1%}) were "
+            f"fetched, less than download.min_yield = {params.min_yield} (failed most: {most}). "
+            "Name a mirror, take a newer export, or lower the limit; what was fetched is kept"
+        )
+
+
+def run(
+    pairs: Path, out: Path, report: Path, params: DownloadParams, work: Path | None = None
+) -> None:
+    """Download the pictures of one table of pairs.
+
+    Args:
+        pairs: parquet, with COLUMNS.
+        out: a folder of shards of an earlier run is replaced.
+        report: JSON.
+        params: the section `download`.
+        work: scratch that outlives the process; by default `.work/download`.
+
+    Raises:
+        ValueError: if the table is not one of pairs, or too few pictures are fetched.
+        OSError: if a mirror is missing, another process is at the same work, or the disk is full.
+    """
+    table = read_pairs(pairs)
+    check_mirrors(params.mirror_folders)
+    work = work or work_dir("download")
+    links = [f"their links, {params.connections} at once"] if params.use_links else []
+    sources = ", then ".join([*params.mirrors, *links])
+    print(f"{pairs}: {len(table):,} pictures wanted, from {sources}", flush=True)
+    with exclusive(work), replacing_folder(out, "*.tar") as shards:
+        kept = Kept(work, pass_name(params))
+        picture_link = one_link_per_picture(table["url"].to_pylist())
+        wanted = dict.fromkeys(picture_link.values())
+        progress = Progress("download", len(wanted))
+        found = fetch_all(wanted, kept, params, progress.advance)
+        progress.close()
+        kept.end_pass()
+        outcomes = row_outcomes(table, picture_link, found)
+        check_yield(outcomes, params)
+        count = write_shards(samples(table, outcomes), shards, params.shard_size)
+    counts = count_outcomes(outcomes)
+    size = sum(shard.stat().st_size for shard in out.iterdir())
+    write_json(report, counts | {"shards": count, "bytes": size})
+    print(f"{out}: {counts['fetched']:,} pictures in {count} shard(s), {size / 1e6:,.1f} MB")
+
+
+def pass_name(params: DownloadParams) -> str:
+    """Name a pass by the params that decide whether a link fails for good."""
+    limits = (params.max_bytes, params.max_pixels, params.min_side_px)
+    return sha256_json([*limits, params.allow_private_addresses])[:16]
+
+
+def main() -> None:
+    """Run from the command line."""
+    pairs, out, report, params = stage_paths(__doc__, "pairs", "out", "report")
+    with clear_errors():
+        run(pairs, out, report, load_params("download", DownloadParams, params))
+
+
+if __name__ == "__main__":
+    main()

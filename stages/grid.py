@@ -1,0 +1,374 @@
+"""Draw the pictures by which models are compared, show them as sheets, and score them.
+
+`cells` draws every prompt at every size and seed with each model; a picture that was drawn before,
+by any grid, is not drawn again. `sheet` puts the pictures side by side. `score` lets a CLIP judge
+how well each shows its prompt.
+"""
+
+import argparse
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from stages.choice.scorebook import ScoreBook
+from stages.choice.scores import Score, write_scores
+from stages.harness.files import sha256_file, sha256_folder, sha256_json, write_json
+from stages.harness.named import named_weights
+from stages.harness.params import load_params
+from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.progress import Progress
+from stages.harness.scratch import exclusive, replacing_folder, work_dir
+from stages.harness.threads import wait_politely
+from stages.images.cells import (
+    MANIFEST,
+    Cell,
+    CellCache,
+    Entry,
+    GridParams,
+    Manifest,
+    SheetParams,
+    drawing_version,
+    entry_name,
+    planned_cells,
+    publish,
+    read_manifest,
+)
+from stages.images.sheet import Row, Sheet, pages
+
+if TYPE_CHECKING:
+    from stages.diffusion.scorer import Scorer
+
+Draw = Callable[[Cell], Image.Image]
+# What one picture may die of: too little memory, a shape that the UNet cannot halve, NaN.
+CELL_ERRORS = (RuntimeError, ValueError, ArithmeticError)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A model of a grid, and the cells that it is to draw."""
+
+    name: str
+    weights: Path
+    sha256: str
+    cells: list[Cell]
+
+
+def run_cells(
+    group: str, weights: dict[str, Path], config: Path, out: Path, report: Path, params: GridParams
+) -> None:
+    """Draw the cells of a group of models and publish them.
+
+    Args:
+        group: names the grid.
+        weights: by model; drawn one model after the other.
+        config: the diffusers folder that describes them all.
+        out: one folder per model, and cells.json.
+        report: counts, JSON.
+        params: the section `grid`.
+
+    Raises:
+        FileExistsError: if `out` holds something else than a grid.
+        RuntimeError: if not one cell could be drawn.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
+    columns = _columns(weights, config, params)
+    cache = CellCache(work_dir("cells"))
+    with exclusive(work_dir("grid") / group):  # an orphan may still be drawing
+        failures = draw_missing(group, columns, config, cache)
+        entries = [entry for column in columns for entry in _entries(column, failures)]
+        if all(entry.failed for entry in entries):
+            raise RuntimeError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
+        settings = {
+            "negative_prompt": params.negative_prompt,
+            "sampler": params.sampler,
+            "steps": params.steps,
+            "guidance": params.guidance,
+            "dtype": params.dtype,
+            "drawing": drawing_version(),
+        }
+        models = {column.name: column.sha256 for column in columns}
+        with replacing_folder(out, "*") as scratch:
+            cells = [cell for column in columns for cell in column.cells]
+            publish(scratch, Manifest(group, models, settings, entries), cache, cells)
+    failed = {c.name: sum(cell.address in failures for cell in c.cells) for c in columns}
+    write_json(
+        report,
+        {
+            "models": len(columns),
+            "cells": len(entries),
+            "failed": sum(failed.values()),
+            "failed_by_model": {name: count for name, count in failed.items() if count},
+        },
+    )
+
+
+def draw_missing(
+    group: str, columns: Sequence[Column], config: Path, cache: CellCache
+) -> dict[str, str]:
+    """Draw what the cache does not hold, model by model.
+
+    Returns:
+        By address, why a cell failed.
+    """
+    missing = {column.name: [c for c in column.cells if not cache.find(c)] for column in columns}
+    total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
+    print(
+        f"grid {group}: {wanted:,} cells of {len(columns)} models, "
+        f"{wanted - total:,} drawn before, {total:,} to draw",
+        flush=True,
+    )
+    failures: dict[str, str] = {}
+    progress = Progress(f"grid {group}", total)
+    for column in columns:
+        if missing[column.name]:
+            draw = open_model(column.weights, config)
+            for cell in missing[column.name]:
+                try:
+                    cache.put(cell, draw(cell))
+                except CELL_ERRORS as error:
+                    failures[cell.address] = f"{type(error).__name__}: {error}"
+                    print(f"{column.name}, seed {cell.seed}, {cell.prompt!r}: {error}", flush=True)
+                progress.advance()
+            del draw
+            gc.collect()  # one model in memory at a time
+    if total:
+        progress.close()
+    return failures
+
+
+def open_model(weights: Path, config: Path) -> Draw:
+    """Load a model when its first cell is drawn, as that cell wants it."""
+    from stages.diffusion.render import open_models
+    from stages.diffusion.sample import SamplingParams, draw
+
+    loaded = {}
+
+    def draw_cell(cell: Cell) -> Image.Image:
+        if cell.dtype not in loaded:
+            loaded[cell.dtype] = open_models(weights, config, cell.dtype)
+        sampling = SamplingParams(
+            sampler=cell.sampler,
+            steps=cell.steps,
+            guidance=cell.guidance,
+            negative_prompt=cell.negative_prompt,
+        )
+        return draw(loaded[cell.dtype], cell.prompt, cell.seed, cell.width, cell.height, sampling)
+
+    return draw_cell
+
+
+def _columns(weights: dict[str, Path], config: Path, params: GridParams) -> list[Column]:
+    config_sha256 = sha256_folder(config)
+    columns = []
+    for name, path in weights.items():
+        sha256 = sha256_file(path)
+        columns.append(Column(name, path, sha256, planned_cells(params, sha256, config_sha256)))
+    return columns
+
+
+def _entries(column: Column, failures: dict[str, str]) -> Iterator[Entry]:
+    for number, cell in enumerate(column.cells, start=1):
+        failed = failures.get(cell.address)
+        yield Entry(
+            model=column.name,
+            prompt=cell.prompt,
+            seed=cell.seed,
+            width=cell.width,
+            height=cell.height,
+            address=cell.address,
+            file=None if failed else entry_name(column.name, number),
+            failed=failed,
+        )
+
+
+def run_sheet(cells: Path, out: Path, columns: Sequence[str], params: SheetParams) -> None:
+    """Compose a grid's cells into sheets, one per size, in pages where it is large.
+
+    Args:
+        cells: a grid that `run_cells` published.
+        out: comes to hold WIDTHxHEIGHT.png, or WIDTHxHEIGHT_1.png and on.
+        columns: models to show, in this order; none shows all.
+        params: the section `grid.sheet`.
+
+    Raises:
+        ValueError: if a column is no model of the grid.
+    """
+    manifest = read_manifest(cells)
+    if unknown := [name for name in columns if name not in manifest.models]:
+        known = ", ".join(manifest.models)
+        raise ValueError(f"{cells}: no model {unknown[0]!r} in this grid; it holds {known}")
+    with replacing_folder(out, "*.png") as scratch:
+        for sheet in sheets(manifest, cells, columns or list(manifest.models)):
+            name = f"{sheet.width}x{sheet.height}"
+            for number, page in enumerate(pages(sheet, params), start=1):
+                page.save(scratch / f"{name}_{number}.png")
+                print(f"{sheet.title}, page {number}: {page.width:,} x {page.height:,} px")
+            if not (scratch / f"{name}_2.png").exists():
+                (scratch / f"{name}_1.png").rename(scratch / f"{name}.png")
+
+
+def sheets(manifest: Manifest, cells: Path, columns: Sequence[str]) -> Iterator[Sheet]:
+    """Arrange a grid's cells: a sheet per size, a row per prompt and seed, a column per model."""
+    at = {(e.model, e.prompt, e.seed, e.width, e.height): e for e in manifest.entries}
+    settings = manifest.settings
+    for width, height in dict.fromkeys((e.width, e.height) for e in manifest.entries):
+        same_size = [e for e in manifest.entries if (e.width, e.height) == (width, height)]
+        rows = []
+        for prompt, seed in dict.fromkeys((e.prompt, e.seed) for e in same_size):
+            entries = [at[name, prompt, seed, width, height] for name in columns]
+            files = tuple(cells / entry.file if entry.file else None for entry in entries)
+            rows.append(Row(prompt, seed, files))
+        title = (
+            f"{manifest.group}, {width} x {height} px, {settings['sampler']}, "
+            f"{settings['steps']} steps, guidance {settings['guidance']:g}"
+        )
+        yield Sheet(title, tuple(columns), tuple(rows), width, height)
+
+
+def run_score(cells: Path, clip: Path, out: Path) -> None:
+    """Score each of a grid's cells by how well it shows its prompt.
+
+    Args:
+        cells: a grid that `run_cells` published.
+        clip: a folder with a CLIPModel, its tokenizer and image processor.
+        out: scores.csv; a failed cell's score is empty.
+    """
+    manifest = read_manifest(cells)
+    scorer_version = sha256_json([sha256_folder(clip), drawing_version()])
+    book = ScoreBook(work_dir("scores"), scorer_version[:16])
+    missing = [e for e in manifest.entries if e.file and book.find(e.address) is None]
+    print(
+        f"grid {manifest.group}: {len(manifest.entries):,} cells to score, "
+        f"{len(missing):,} of them for the first time",
+        flush=True,
+    )
+    progress = Progress(f"scores {manifest.group}", len(missing))
+    scorer = _load_scorer(clip) if missing else None
+    for entry in missing:
+        assert scorer
+        assert entry.file
+        with Image.open(cells / entry.file) as picture:
+            book.put(entry.address, scorer.score(picture, entry.prompt))
+        progress.advance()
+    if missing:
+        progress.close()
+    scores = (
+        Score(e.model, e.prompt, e.seed, e.width, e.height, book.find(e.address))
+        for e in manifest.entries
+    )
+    write_scores(out, scores)
+
+
+def _load_scorer(clip: Path) -> "Scorer":
+    from stages.diffusion.scorer import Scorer
+
+    return Scorer(clip)
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.grid",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    words = parser.add_subparsers(dest="word", required=True, metavar="cells | sheet | score")
+
+    cells = words.add_parser("cells", help="draw the pictures of a group of models")
+    cells.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="NAME=FILE, or a folder of epoch_*.safetensors whose files give the names",
+    )
+    cells.add_argument("--group", required=True, metavar="NAME", help="what the grid is called")
+    cells.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="the diffusers folder that describes the models",
+    )
+    cells.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="comes to hold a folder of PNGs per model, and cells.json",
+    )
+    cells.add_argument(
+        "--report", type=Path, required=True, metavar="FILE", help="counts, a JSON file"
+    )
+
+    sheet = words.add_parser("sheet", help="put a grid's pictures side by side, with labels")
+    sheet.add_argument(
+        "--cells", type=Path, required=True, metavar="DIR", help="what `cells` wrote"
+    )
+    sheet.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="comes to hold WIDTHxHEIGHT.png for each size, in pages if it is large",
+    )
+    sheet.add_argument(
+        "--columns",
+        type=lambda text: text.split(","),
+        default=[],
+        metavar="NAME,NAME",
+        help="the models to show, in this order (default: all)",
+    )
+
+    score = words.add_parser("score", help="let a CLIP judge each picture")
+    score.add_argument(
+        "--cells", type=Path, required=True, metavar="DIR", help="what `cells` wrote"
+    )
+    score.add_argument(
+        "--clip",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a transformers CLIPModel, such as PickScore, with tokenizer and image processor",
+    )
+    score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores, a CSV file")
+
+    for word in (cells, sheet):
+        word.add_argument(
+            "--params",
+            type=Path,
+            default=DEFAULT_PARAMS,
+            metavar="FILE",
+            help=f"every value that one may change (default: {DEFAULT_PARAMS})",
+        )
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Run from the command line."""
+    wait_politely()
+    options = parse()
+    with clear_errors():
+        match options.word:
+            case "cells":
+                run_cells(
+                    options.group,
+                    named_weights(options.models),
+                    options.config,
+                    options.out,
+                    options.report,
+                    load_params("grid", GridParams, options.params),
+                )
+            case "sheet":
+                params = load_params("grid.sheet", SheetParams, options.params)
+                run_sheet(options.cells, options.out, options.columns, params)
+            case "score":
+                run_score(options.cells, options.clip, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Scratch that outlives a killed stage, and folders that are whole or absent."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def work_dir(stage: str) -> Path:
+    """Name the scratch folder of a stage, below the repository's root wherever DVC calls from."""
+    return Path(os.environ.get("DVC_ROOT", "."), ".work", stage)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; a killed process lets go of it by itself.
+
+    DVC killed leaves its stage running: two processes must not write to one scratch.
+
+    Raises:
+        BlockingIOError: if another process holds it; the message names the process.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise BlockingIOError(
+                f"{folder}: process {lock.read().strip() or '(unknown)'} is still at work here, "
+                "perhaps left over from a run that was killed. Wait for it, or end it, and start "
+                "again: what it did is kept"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def replacing_folder(path: Path, pattern: str) -> Iterator[Path]:
+    """Yield an empty scratch folder; put it in the place of `path` only if the block succeeds.
+
+    A failure leaves what stood at `path` untouched; a kill leaves a `.partial` beside it, which
+    the next run replaces.
+
+    Args:
+        path: of a folder; missing parents are made.
+        pattern: of the names that the folder may hold, as `*.tar`; anything else at `path` is
+            not ours to delete.
+
+    Raises:
+        FileExistsError: if a file, or a folder with other things in it, stands at `path`.
+    """
+    strange = [path] if path.is_file() else [p for p in path.glob("*") if not p.match(pattern)]
+    if strange:
+        raise FileExistsError(
+            f"{path}: will not replace it, for it holds {strange[0].name!r}, which is no {pattern} "
+            "of an earlier run. Name an empty or a new folder"
+        )
+    scratch, old = (path.with_name(f"{path.name}{end}") for end in (".partial", ".old.partial"))
+    for leftover in (scratch, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    try:
+        yield scratch
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    if path.exists():
+        path.replace(old)
+    scratch.replace(path)
+    shutil.rmtree(old, ignore_errors=True)

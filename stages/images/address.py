@@ -1,0 +1,44 @@
+"""Connections to public addresses only: a link in an export may lead into one's own network."""
+
+import ipaddress
+import socket
+
+from aiohttp import AddrInfoType
+
+
+class PrivateAddressError(OSError):
+    """A link led to an address that is not public."""
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is one of the open Internet.
+
+    >>> is_public("162.159.130.233"), is_public("10.0.0.1"), is_public("::ffff:127.0.0.1")
+    (True, False, False)
+    """
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        # addresses that carry one of IPv4: mapped, 6to4, NAT64 (RFC 6052)
+        nat64 = ip in ipaddress.IPv6Network("64:ff9b::/96")
+        inner = ip.ipv4_mapped or ip.sixtofour
+        if nat64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast
+
+
+def public_socket(info: AddrInfoType) -> socket.socket:
+    """Open a socket to a public address.
+
+    Every connection passes here with the address that it will truly use, so neither a redirect
+    nor a name that changes its address gets around it.
+
+    Raises:
+        PrivateAddressError: if the address is not public.
+    """
+    family, kind, protocol, _, address = info
+    if not is_public(str(address[0])):
+        # one message for all, or aiohttp makes another error of several
+        raise PrivateAddressError("not a public address")
+    return socket.socket(family, kind, protocol)

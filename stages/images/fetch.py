@@ -1,0 +1,340 @@
+"""From links to pictures on this machine: mirrors first, then what is kept, then the network."""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from urllib.parse import urljoin, urlsplit
+
+import aiohttp
+
+from stages.harness.params import Params
+from stages.images.address import PrivateAddressError, public_socket
+from stages.images.kept import Kept
+from stages.images.link import expires_at, is_link, original, picture_key
+from stages.images.mirror import mirrored
+from stages.images.outcome import Failed, Fetched, Outcome, Source
+from stages.images.robots import ROBOT, disallows
+from stages.images.verify import verify
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 5
+PIECE_BYTES = 1 << 16
+FIRST_PAUSE_S = 0.5  # doubles with each try
+LONGEST_PAUSE_S = 60.0
+LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more is left alone
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadParams(Params):
+    """Section `download`: where pictures come from, and which are taken."""
+
+    mirrors: tuple[str, ...]  # folders, asked in this order
+    use_links: bool  # ask the network for what no mirror has
+    acknowledge_terms: bool  # a person's word that they may; links are not asked without
+    min_side_px: int  # shorter side of the picture
+    max_bytes: int  # of one file
+    max_pixels: int  # width * height
+    connections: int  # at once; politeness rather than speed sets it
+    timeout_s: float  # for one picture, from asking to its last byte
+    retries: int  # after the first try; of what may pass: 408, 429, 5xx, broken connections
+    min_yield: float  # share of rows with a picture; below it the stage fails
+    shard_size: int  # pictures in a shard
+    allow_private_addresses: bool  # links into one's own network; for servers of one's own
+
+    def __post_init__(self) -> None:
+        """Refuse values that no run could mean."""
+        if self.use_links and not self.acknowledge_terms:
+            raise ValueError(
+                "use_links needs acknowledge_terms: true, your word that you may fetch and train "
+                "on these pictures. Discord forbids training on message content without "
+                "permission, and Midjourney automated collection"
+            )
+        if not self.use_links and not self.mirrors:
+            raise ValueError("name a folder in mirrors, or set use_links: true")
+        for mirror in self.mirrors:
+            if "://" in mirror:
+                raise ValueError(f"mirrors are folders, got the address {mirror!r}")
+        for name in ("max_bytes", "max_pixels", "connections", "timeout_s", "shard_size"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("min_side_px", "retries"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if not 0 <= self.min_yield <= 1:
+            raise ValueError(f"min_yield must lie in [0, 1], got {self.min_yield}")
+
+    @property
+    def mirror_folders(self) -> tuple[Path, ...]:
+        """Give the mirrors as paths."""
+        return tuple(map(Path, self.mirrors))
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """An answer that may be another one next time."""
+
+    reason: str  # the outcome, if it stays so
+    wait_s: float | None = None  # as the server asks; None: it does not say
+
+
+class Pace:
+    """When each host may be asked again: one answer with Retry-After holds all that ask it."""
+
+    def __init__(self) -> None:
+        self._free_at: dict[str, float] = {}  # by host, on the clock of time.monotonic
+
+    def hold(self, host: str, wait_s: float) -> None:
+        """Ask a host nothing for a while."""
+        free_at = time.monotonic() + wait_s
+        self._free_at[host] = max(free_at, self._free_at.get(host, free_at))
+
+    async def wait(self, host: str) -> None:
+        """Sleep until a host may be asked."""
+        while (left_s := self._free_at.get(host, 0.0) - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)
+
+
+def fetch_all(
+    links: Iterable[str], kept: Kept, params: DownloadParams, advance: Callable[[], None]
+) -> dict[str, Outcome]:
+    """Find or fetch the picture of each link.
+
+    Args:
+        links: of different `picture_key`.
+        kept: pictures go there as they come.
+        params: the section `download`.
+        advance: called after each link.
+
+    Returns:
+        An outcome for each link.
+
+    Raises:
+        OSError: if this machine fails, as when its disk is full; no fault of a server raises.
+    """
+    try:
+        return asyncio.run(_fetch_all(links, kept, params, advance))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _fetch_all(
+    links: Iterable[str], kept: Kept, params: DownloadParams, advance: Callable[[], None]
+) -> dict[str, Outcome]:
+    outcomes: dict[str, Outcome] = {}
+    waiting = iter(links)
+    # Threads bound the memory: only so many files are read and decoded at once.
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+        async with open_session(params) as session:
+            fetcher = Fetcher(session, threads, kept, params)
+
+            async def work() -> None:
+                for link in waiting:
+                    outcomes[link] = await fetcher.obtain(link)
+                    advance()
+
+            async with asyncio.TaskGroup() as group:
+                for _ in range(params.connections):
+                    group.create_task(work())
+    return outcomes
+
+
+def open_session(params: DownloadParams) -> aiohttp.ClientSession:
+    """Open a session that keeps to the params and brings no cookies from answer to answer."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=params.connections,
+            limit_per_host=params.connections,
+            socket_factory=None if params.allow_private_addresses else public_socket,
+        ),
+        timeout=aiohttp.ClientTimeout(total=params.timeout_s),
+        headers={"User-Agent": ROBOT, "Accept": "image/*", "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,  # a picture comes as it is, and no small answer grows large
+    )
+
+
+class Fetcher:
+    """Turns one link after another into its outcome."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        threads: ThreadPoolExecutor,
+        kept: Kept,
+        params: DownloadParams,
+    ) -> None:
+        self.session, self.threads, self.kept, self.params = session, threads, kept, params
+        self.pace = Pace()
+
+    async def obtain(self, link: str) -> Outcome:
+        """Find or fetch the picture of a link."""
+        if not is_link(link):
+            return Failed("bad_link")
+        outcome: Outcome = Failed("not_mirrored")
+        for path in mirrored(link, self.params.mirror_folders):
+            outcome = await self.judge(path, "mirror")
+            if isinstance(outcome, Fetched):
+                return outcome
+        return await self.from_network(link) if self.params.use_links else outcome
+
+    async def from_network(self, link: str) -> Outcome:
+        """Take the picture that is kept, or fetch it and keep it."""
+        path = self.kept.picture_path(link)
+        if path.is_file():
+            outcome = await self.judge(path, "link")
+            if outcome not in (Failed("not_an_image"), Failed("broken_image")):
+                return outcome
+            path.unlink()  # a power cut may leave a name without its bytes
+        if reason := self.kept.failure(link):
+            return Failed(reason)
+        ends_at = expires_at(link)
+        if ends_at is not None and ends_at <= time.time():
+            return Failed("expired")
+        outcome = await self.fetch(original(link), path)
+        if isinstance(outcome, Failed):
+            self.kept.remember(link, outcome.reason)
+        return outcome
+
+    async def fetch(self, link: str, path: Path) -> Outcome:
+        """Ask for a picture until there is a final answer or no try left; keep it at `path`."""
+        path.parent.mkdir(exist_ok=True)
+        scratch = path.with_name(path.name + ".partial")
+        try:
+            if failed := await self.ask_patiently(link, scratch):
+                return failed
+            outcome = await self.judge(scratch, "link")
+            if isinstance(outcome, Fetched) or outcome == Failed("too_small"):
+                scratch.replace(path)  # sound, so that another min_side_px need not ask again
+            return replace(outcome, path=path) if isinstance(outcome, Fetched) else outcome
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    async def ask_patiently(self, link: str, scratch: Path) -> Failed | None:
+        """Ask, and again where that may help; None: the answer's body lies in `scratch`."""
+        host = urlsplit(link).netloc
+        reason = ""
+        for tries in range(self.params.retries + 1):
+            await self.pace.wait(host)
+            answer = await self.ask(link, scratch)
+            if not isinstance(answer, Again):
+                return answer
+            reason = answer.reason
+            if answer.wait_s is not None and answer.wait_s > LONGEST_RETRY_AFTER_S:
+                break
+            if answer.wait_s is not None:
+                self.pace.hold(host, answer.wait_s)
+            elif tries < self.params.retries:
+                await asyncio.sleep(back_off_s(tries))
+        return Failed(reason)
+
+    async def ask(self, link: str, scratch: Path) -> Failed | Again | None:
+        """Ask once, through redirects; None: the answer's body lies in `scratch`."""
+        try:
+            for _ in range(MAX_REDIRECTS + 1):
+                async with self.session.get(link, allow_redirects=False) as response:
+                    if response.status not in REDIRECTS:
+                        return await self.read(response, scratch)
+                    link = urljoin(link, response.headers.get("Location", ""))
+                if not is_link(link):
+                    return Failed("bad_link")
+            return Failed("redirects")
+        except (aiohttp.InvalidURL, UnicodeError):  # the latter of a host that no DNS could hold
+            return Failed("bad_link")
+        except TimeoutError:
+            return Again("timeout")
+        except aiohttp.ClientConnectorError as error:
+            private = isinstance(error.os_error, PrivateAddressError)
+            return Failed("private_address") if private else Again("unreachable")
+        except aiohttp.ClientError:
+            return Again("unreachable")
+
+    async def read(self, response: aiohttp.ClientResponse, scratch: Path) -> Failed | Again | None:
+        """Judge an answer by its head, then write its body down piece by piece."""
+        if verdict := judge_status(response.status, response.headers.get("Retry-After")):
+            return verdict
+        if disallows(response.headers.getall("X-Robots-Tag", [])):
+            return Failed("robots")
+        if (response.content_length or 0) > self.params.max_bytes:
+            return Failed("too_large")
+        written = 0
+        with scratch.open("wb") as file:
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
+                written += len(piece)
+                if written > self.params.max_bytes:
+                    return Failed("too_large")
+                file.write(piece)
+        return None
+
+    async def judge(self, path: Path, source: Source) -> Outcome:
+        """Verify a file in a thread, and hold the picture against the params."""
+        check = partial(verify, path, self.params.max_bytes, self.params.max_pixels)
+        picture = await asyncio.get_running_loop().run_in_executor(self.threads, check)
+        if isinstance(picture, Failed):
+            return picture
+        if min(picture.width, picture.height) < self.params.min_side_px:
+            return Failed("too_small")
+        return Fetched(path, picture, source)
+
+
+def judge_status(status: int, retry_after: str | None) -> Failed | Again | None:
+    """Say what an HTTP status means for a picture; None: here it comes."""
+    match status:
+        case 200:
+            return None
+        case 404 | 410:
+            return Failed("gone")
+        case 408:
+            return Again("timeout", retry_after_s(retry_after))
+        case 429:
+            return Again("rate_limited", retry_after_s(retry_after))
+        case _ if status >= 500:
+            return Again("server_error", retry_after_s(retry_after))
+        case _:
+            return Failed("refused")
+
+
+def retry_after_s(header: str | None) -> float | None:
+    """Read Retry-After, which holds seconds or a date; None if it is neither.
+
+    Source: RFC 9110, 10.2.3.
+    """
+    text = (header or "").strip()
+    if text.isdecimal() and text.isascii():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def back_off_s(tries: int) -> float:
+    """Give a pause that doubles with each try, by chance cut to as little as half of it."""
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**tries) * random.uniform(0.5, 1.0)
+
+
+def one_link_per_picture(links: Sequence[str]) -> dict[str, str]:
+    """Choose, of the links to one picture, the one that ends last.
+
+    Returns:
+        The chosen link for each link given; bad links stand for themselves.
+    """
+    best: dict[str, str] = {}
+    keys = {link: picture_key(link) if is_link(link) else link for link in links}
+    for link, key in keys.items():
+        best[key] = max(best.get(key, link), link, key=_ending)
+    return {link: best[key] for link, key in keys.items()}
+
+
+def _ending(link: str) -> tuple[int, str]:
+    return (expires_at(link) or 0 if is_link(link) else 0), link

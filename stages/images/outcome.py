@@ -1,0 +1,60 @@
+"""What became of a picture that a row links to."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Source = Literal["mirror", "link"]
+
+# Each row ends in one of these or is fetched; in the order of the steps that tell.
+REASONS = (
+    "repeated_id",  # an earlier row of the same id is there already
+    "bad_link",  # no http(s) address of a file, or one that climbs out of its folder
+    "not_mirrored",  # no mirror has it, and links are not asked
+    "expired",  # a signed link that says so itself
+    "private_address",  # leads into a private network
+    "unreachable",  # no such host, refused or broken connections, to the last try
+    "timeout",
+    "rate_limited",  # 429 to the last try, or told to wait too long
+    "server_error",  # 5xx to the last try
+    "redirects",  # in circles, too many, or to nowhere
+    "refused",  # 401, 403 and whatever else is no picture's answer
+    "gone",  # 404, 410
+    "robots",  # X-Robots-Tag asks machines to keep away
+    "too_large",  # of more bytes than params allow
+    "not_an_image",
+    "broken_image",  # begins as a picture and does not decode to its end
+    "too_many_pixels",
+    "too_small",
+)
+# Asking again may well help: not remembered when a killed download goes on.
+PASSING = frozenset({"unreachable", "timeout", "rate_limited", "server_error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file that was decoded to its end."""
+
+    suffix: str  # by its content: ".png", ".jpg", ".webp"
+    width: int
+    height: int
+    sha256: str  # of the file as it came
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A picture, and where its bytes lie on this machine."""
+
+    path: Path
+    picture: Picture
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """No picture, and why: one of REASONS."""
+
+    reason: str
+
+
+Outcome = Fetched | Failed

@@ -1,0 +1,134 @@
+"""Show a whole run on one page that needs no network: pictures, figures, choices, ancestry.
+
+It shows what it finds, and names what is missing: an unfinished recipe has a page too. Only the
+sections of the params that `report.sections` lists are read; dvc.yaml lists the same, so that
+the page is made again when one of them changes.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.harness.params import Params, load_params
+from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.scratch import replacing_folder
+from stages.page.findings import Findings, read_findings
+from stages.page.site import PAGE, Sources, make_site
+
+LINE_LETTERS = 96  # of params shown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportParams(Params):
+    """Section `report`."""
+
+    title: str  # of the page
+    samples: int  # pictures of the data to show
+    sections: tuple[str, ...]  # of the params to show; what is expected is read from them, too
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if self.samples < 1:
+            raise ValueError(f"samples must be at least 1, got {self.samples}")
+
+
+def run(
+    sources: Sources, out: Path, params: ReportParams, all_params: Mapping[str, Any]
+) -> list[str]:
+    """Write the page of one run.
+
+    Args:
+        sources: folders to read.
+        out: becomes the site; that of an earlier run is replaced.
+        params: the section `report`.
+        all_params: the whole params; only the listed sections of it are looked at.
+
+    Returns:
+        What is missing.
+
+    Raises:
+        FileNotFoundError: if there is no folder of reports.
+        FileExistsError: if `out` holds something else than a site.
+        ValueError: if there is nothing to show, or a file is damaged.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / PAGE).is_file():
+        raise FileExistsError(f"{out}: will not replace it, for it holds no {PAGE}")
+    findings = read_findings(sources.reports, leave_out=out)
+    if findings == Findings():
+        raise ValueError(f"{sources.reports}: no report of any stage. Run `dvc repro` first")
+    sections = {name: all_params.get(name) for name in params.sections}
+    known = {name: section for name, section in sections.items() if section is not None}
+    texts = {name: _as_yaml(section) for name, section in sections.items()}
+    with replacing_folder(out, "*") as folder:
+        site = make_site(folder, findings, sources, known, params.title, params.samples, texts)
+        pictures = sum(1 for path in folder.rglob("*") if path.is_file()) - 1
+    for name in findings.unknown:
+        print(f"{sources.reports / name}: not shown, for it is no report that the page knows")
+    for name in site.missing:
+        print(f"missing: {name}")
+    print(f"{out / PAGE}: {pictures} pictures, {len(site.missing)} parts missing")
+    return site.missing
+
+
+def _as_yaml(section: Any) -> str:
+    """Write a section out in full, aliases too; nothing if there is none."""
+    if section is None:
+        return ""
+    text = yaml.dump(
+        section, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=LINE_LETTERS
+    )
+    return text.removesuffix("...\n")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what an alias stands for in its place."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002, the name is PyYAML's
+        return True
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, text in (
+        ("reports", "what the stages wrote: counts, losses, choices, cells, sheets"),
+        ("images", "the shards that stages.download wrote"),
+        ("out", "becomes the page, index.html, and its pictures"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help=text)
+    for name, text in (
+        ("split", "train.parquet and validation.parquet, from stages.split"),
+        ("release", "what stages.release wrote: its file tells the ancestry"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=DEFAULT_PARAMS,
+        metavar="FILE",
+        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
+    )
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parse()
+    with clear_errors():
+        params = load_params("report", ReportParams, options.params)
+        all_params = yaml.safe_load(options.params.read_text(encoding="utf-8"))
+        sources = Sources(options.reports, options.images, options.split, options.release)
+        run(sources, options.out, params, all_params)
+
+
+if __name__ == "__main__":
+    main()

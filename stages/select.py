@@ -1,0 +1,346 @@
+"""Choose which weights go on, copy them to a fixed path, and write down why.
+
+  checkpoint RUN     one epoch of a training run
+  mixes              some of the mixes (the article: three of four)
+  ingredients KIND   of one kind, merged or trained, one for each place: realistic, general
+  row ROW            one cocktail of a row
+  final              the release, among the rows' winners
+
+The params say `auto`, or name a candidate, which wins. `auto` goes by votes if there are enough,
+then by score, then by validation loss: the best goes on, and the next measure counts only where
+two are exactly equal. Where the lead over the closest rival could be chance (its interval, by
+resampled prompts, holds zero), the report says "no clear winner".
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stages.choice.loss import validation_losses
+from stages.choice.rule import (
+    Decision,
+    Evidence,
+    Interval,
+    RuleParams,
+    decide,
+    difference,
+)
+from stages.choice.scores import read_scores, resampled_means, score_table
+from stages.choice.votes import are_connected, read_votes, resampled_strengths
+from stages.harness.files import link_or_copy, sha256_file, write_json
+from stages.harness.named import named_weights
+from stages.harness.params import Params, load_params
+from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.scratch import replacing_folder
+
+WINNER = "winner"  # the place of a choice that has one
+DECIMALS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OneParams(Params):
+    """A choice of one: `select.checkpoint.RUN`, `select.row.ROW`, `select.final`."""
+
+    choice: str  # auto, or a candidate's name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeveralParams(Params):
+    """A choice of several: `select.mixes`, `select.ingredients.KIND`."""
+
+    choice: str | list[str]  # auto, or a candidate's name for each place, in their order
+    places: dict[str, list[str]]  # place -> the candidates that auto may put there
+
+
+KINDS: dict[str, type[OneParams] | type[SeveralParams]] = {
+    "checkpoint": OneParams,
+    "mixes": SeveralParams,
+    "ingredients": SeveralParams,
+    "row": OneParams,
+    "final": OneParams,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What there is to choose by; None or empty where a kind is missing."""
+
+    scores: list[Path]
+    loss: Path | None
+    votes: Path | None  # may name a file that nobody has written yet
+    reference: str | None  # scored and voted on like a candidate, never chosen
+
+
+def run(
+    name: str,
+    weights: dict[str, Path],
+    measures: Measures,
+    out: Path,
+    report: Path,
+    params: OneParams | SeveralParams,
+    rule: RuleParams,
+) -> None:
+    """Make one choice.
+
+    Args:
+        name: of the choice, for messages and the report.
+        weights: the candidates.
+        measures: what to choose by.
+        out: comes to hold the chosen weights: a file, or a folder with PLACE.safetensors.
+        report: choice, candidates and reason; JSON.
+        params: the choice's own section.
+        rule: the section `select.rule`.
+    """
+    candidates = list(weights)
+    several = isinstance(params, SeveralParams)
+    places = params.places if isinstance(params, SeveralParams) else {WINNER: candidates}
+    evidence, remarks = gather(candidates, measures, rule)
+    try:
+        decision = decide(candidates, places, params.choice, evidence, rule)
+    except ValueError as error:
+        raise ValueError(f"select.{name}: {error}") from None
+    if measures.reference:
+        remarks.append(compared(decision, measures.reference, evidence, rule))
+    reason = " ".join([decision.reason, *remarks])
+    if several:
+        with replacing_folder(out, "*.safetensors") as scratch:
+            for place, chosen in decision.chosen.items():
+                link_or_copy(weights[chosen], scratch / f"{place}.safetensors")
+    else:
+        link_or_copy(weights[decision.chosen[WINNER]], out)
+    write_json(
+        report,
+        {
+            "choice": _by_place(decision.chosen),
+            "sha256": _by_place(
+                {place: sha256_file(weights[name]) for place, name in decision.chosen.items()}
+            ),
+            "by": decision.by,
+            "is_clear": decision.is_clear,
+            "reason": reason,
+            "candidates": {
+                name: _shown_evidence(name, evidence, rule.confidence) for name in candidates
+            },
+            **_shown_reference(decision, measures.reference, evidence, rule),
+        },
+    )
+    print(f"select {name}: {reason}")
+
+
+def gather(
+    candidates: Sequence[str], measures: Measures, rule: RuleParams
+) -> tuple[list[Evidence], list[str]]:
+    """Read what there is to choose by.
+
+    Returns:
+        The evidence, strongest kind first, and remarks on votes that were left aside.
+
+    Raises:
+        FileNotFoundError: if scores or losses are missing; votes need not be there.
+        ValueError: if a file does not speak of the candidates.
+    """
+    for path in [*measures.scores, *([measures.loss] if measures.loss else [])]:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path}: no such file. `python -m stages.grid score` writes scores, "
+                "`python -m stages.train` a loss.csv"
+            )
+    reference = [measures.reference] if measures.reference else []
+    models = [*candidates, *reference]
+    evidence: list[Evidence] = []
+    remarks: list[str] = []
+    if measures.votes and measures.votes.is_file():
+        votes, remarks = _votes_evidence(measures.votes, candidates, reference, rule)
+        evidence += votes
+    if measures.scores:
+        evidence.append(_score_evidence(measures.scores, models, rule))
+    if measures.loss:
+        losses = validation_losses(measures.loss, candidates)
+        evidence.append(Evidence("validation loss", losses, lower_is_better=True))
+    return evidence, remarks
+
+
+def _votes_evidence(
+    path: Path, candidates: Sequence[str], reference: Sequence[str], rule: RuleParams
+) -> tuple[list[Evidence], list[str]]:
+    """Read votes, and say why if they cannot decide; nobody need have voted on the reference."""
+    ballot = read_votes(path, [*candidates, *reference])
+    voted_on = {name for vote in ballot.votes for name in (vote.a, vote.b)}
+    models = [*candidates, *(name for name in reference if name in voted_on)]
+    remarks = []
+    if ballot.problems:
+        remarks.append(
+            f"{len(ballot.problems)} line(s) of votes not counted, the first: {ballot.problems[0]}."
+        )
+    if len(ballot.votes) < rule.min_votes:
+        remarks.append(
+            f"{len(ballot.votes)} votes, fewer than select.rule.min_votes = {rule.min_votes}: "
+            "left aside."
+        )
+        return [], remarks
+    if not are_connected(ballot.votes, models):
+        remarks.append(f"{len(ballot.votes)} votes do not compare all candidates: left aside.")
+        return [], remarks
+    strengths, resampled = resampled_strengths(ballot.votes, models, rule.resamples, rule.seed)
+    values = dict(zip(models, strengths.tolist(), strict=True))
+    remarks.append(f"{len(ballot.votes)} votes counted.")
+    return [Evidence("votes", values, resampled=dict(zip(models, resampled, strict=True)))], remarks
+
+
+def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RuleParams) -> Evidence:
+    scores = [score for path in paths for score in read_scores(path)]
+    table = score_table(scores, models, ", ".join(map(str, paths)))
+    resampled = resampled_means(table, rule.resamples, rule.seed)
+    return Evidence(
+        "score",
+        dict(zip(models, table.means.mean(1).tolist(), strict=True)),
+        resampled=dict(zip(models, resampled, strict=True)),
+    )
+
+
+def compared(
+    decision: Decision, reference: str, evidence: Sequence[Evidence], rule: RuleParams
+) -> str:
+    """Say in words how the chosen do against the reference."""
+    said = []
+    for chosen in decision.chosen.values():
+        for kind in evidence:
+            if reference in kind.values:
+                gap = difference(chosen, reference, kind, rule.confidence)
+                assert gap, "votes and scores have intervals"
+                verdict = "" if gap.is_clear else ", so not surely different"
+                said.append(
+                    f"{kind.kind} {gap.mean:+.3g} ({rule.confidence * 100:g} % interval "
+                    f"{gap.low:+.3g} to {gap.high:+.3g}{verdict})"
+                )
+    return f"Against the reference {reference}: {'; '.join(said) or 'nothing to compare by'}."
+
+
+def _by_place(values: dict[str, str]) -> str | dict[str, str]:
+    """Show what belongs to the one place, or to each of several."""
+    return values[WINNER] if values.keys() == {WINNER} else values
+
+
+def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) -> dict[str, float]:
+    """Give a candidate's figures, flat, as DVC's metrics show them."""
+    shown = {}
+    tail = (1 - confidence) / 2
+    for kind in evidence:
+        if name in kind.values:
+            key = kind.kind.replace(" ", "_")
+            shown[key] = round(kind.values[name], DECIMALS)
+            if kind.resampled:
+                low, high = np.quantile(kind.resampled[name], [tail, 1 - tail])
+                shown |= {
+                    f"{key}_low": round(float(low), DECIMALS),
+                    f"{key}_high": round(float(high), DECIMALS),
+                }
+    return shown
+
+
+def _shown_reference(
+    decision: Decision, reference: str | None, evidence: Sequence[Evidence], rule: RuleParams
+) -> dict[str, Any]:
+    if not reference:
+        return {}
+    figures: dict[str, Any] = {"name": reference}
+    figures |= _shown_evidence(reference, evidence, rule.confidence)
+    for kind in evidence:
+        if reference in kind.values:
+            chosen = next(iter(decision.chosen.values()))
+            gap = difference(chosen, reference, kind, rule.confidence)
+            figures |= _shown_gap(kind.kind, gap) if gap else {}
+    return {"reference": figures}
+
+
+def _shown_gap(kind: str, gap: Interval) -> dict[str, float]:
+    return {
+        f"{kind}_lead": round(gap.mean, DECIMALS),
+        f"{kind}_lead_low": round(gap.low, DECIMALS),
+        f"{kind}_lead_high": round(gap.high, DECIMALS),
+    }
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.select",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("kind", choices=KINDS, metavar="KIND", help="what to choose; see above")
+    parser.add_argument(
+        "key", nargs="?", help="which run, kind of ingredient or row; none for mixes and final"
+    )
+    parser.add_argument(
+        "--from",
+        dest="candidates",
+        nargs="+",
+        required=True,
+        metavar="MODEL",
+        help="NAME=FILE, or a folder of epoch_*.safetensors whose files give the names",
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="of the candidates, from `python -m stages.grid score`",
+    )
+    parser.add_argument("--loss", type=Path, metavar="FILE", help="a training run's loss.csv")
+    parser.add_argument(
+        "--votes",
+        type=Path,
+        metavar="FILE",
+        help="a CSV file of a, b, prompt, seed, winner; need not exist",
+    )
+    parser.add_argument(
+        "--reference", metavar="NAME", help="a scored model to compare the choice to"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="the chosen weights: a file; for mixes and ingredients a folder, PLACE.safetensors",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="choice, candidates and reason, a JSON file",
+    )
+    parser.add_argument(
+        "--params",
+        type=Path,
+        default=DEFAULT_PARAMS,
+        metavar="FILE",
+        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
+    )
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parse()
+    name = ".".join(filter(None, [options.kind, options.key]))
+    with clear_errors():
+        run(
+            name,
+            named_weights(options.candidates),
+            Measures(options.scores, options.loss, options.votes, options.reference),
+            options.out,
+            options.report,
+            load_params(f"select.{name}", KINDS[options.kind], options.params),
+            load_params("select.rule", RuleParams, options.params),
+        )
+
+
+if __name__ == "__main__":
+    main()

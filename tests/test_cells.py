@@ -1,0 +1,118 @@
+"""Cells: addresses, the cache, the plan."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from stages.harness.params import load_params
+from stages.images.cells import Cell, CellCache, GridParams, planned_cells, read_manifest
+
+CELL = Cell(
+    weights="w",
+    config="c",
+    prompt="red apple",
+    negative_prompt="",
+    seed=1,
+    width=64,
+    height=96,
+    sampler="euler",
+    steps=15,
+    guidance=5.0,
+    dtype="float32",
+    drawing="1",
+)
+GRID = """
+grid:
+  prompts: [red apple, "blue, heart"]
+  negative_prompt: ""
+  seeds: [1, 2]
+  sizes: [[64, 64], [96, 64]]
+  sampler: euler
+  steps: 2
+  guidance: 5.0
+  dtype: float32
+  sheet: {scale: 2, max_side_px: 16383}
+"""
+
+
+def grid_params(tmp_path: Path, text: str = GRID) -> GridParams:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_params("grid", GridParams, path)
+
+
+def test_whatever_determines_a_picture_changes_its_address() -> None:
+    addresses = {CELL.address}
+    for field in dataclasses.fields(Cell):
+        value = getattr(CELL, field.name)
+        changed: Any = value + "x" if isinstance(value, str) else value + 1
+        addresses.add(dataclasses.replace(CELL, **{field.name: changed}).address)
+    assert len(addresses) == 1 + len(dataclasses.fields(Cell))
+
+
+def test_the_address_of_a_cell_never_changes() -> None:
+    assert CELL.address.startswith("1c74b96b"), (
+        "every picture that anybody drew would be drawn again"
+    )
+
+
+def test_the_plan_is_every_prompt_at_every_size_and_seed(tmp_path: Path) -> None:
+    cells = planned_cells(grid_params(tmp_path), "w", "c")
+    assert len({cell.address for cell in cells}) == 2 * 2 * 2
+    assert [(c.width, c.prompt, c.seed) for c in cells[:3]] == [
+        (64, "red apple", 1),
+        (64, "red apple", 2),
+        (64, "blue, heart", 1),
+    ]
+
+
+def test_one_more_prompt_leaves_the_other_addresses_as_they_were(tmp_path: Path) -> None:
+    before = planned_cells(grid_params(tmp_path), "w", "c")
+    more = GRID.replace("[red apple,", "[a cat, red apple,")
+    after = planned_cells(grid_params(tmp_path, more), "w", "c")
+    assert {c.address for c in before} < {c.address for c in after}
+    assert len(after) - len(before) == 4
+
+
+def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
+    cache = CellCache(tmp_path / "cells")
+    assert cache.find(CELL) is None
+    picture = Image.radial_gradient("L").convert("RGB")
+    bare = cache.put(CELL, picture).read_bytes()
+    picture.info["parameters"] = "said by the drawer"
+    path = cache.put(CELL, picture)
+    assert path.read_bytes() == bare
+    assert path == tmp_path / "cells" / CELL.address[:2] / f"{CELL.address[2:]}.png"
+    assert cache.find(CELL) == path
+    with Image.open(path) as kept:
+        assert kept.tobytes() == picture.tobytes()
+        assert not kept.info
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("[[64, 64], [96, 64]]", "[[60, 64]]", r"size 60 x 64 px: .* multiples of 8"),
+        ("seeds: [1, 2]", "seeds: [1, 1]", "seeds holds 1 twice"),
+        ('prompts: [red apple, "blue, heart"]', "prompts: []", "prompts is empty"),
+        ("dtype: float32", "dtype: int8", "unknown dtype 'int8'"),
+        ("steps: 2", "step: 2", r"unknown key 'grid.step'; did you mean 'steps'"),
+    ],
+)
+def test_a_plan_that_cannot_be_drawn_is_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        grid_params(tmp_path, GRID.replace(old, new))
+
+
+def test_a_folder_without_a_grid_says_how_to_draw_one(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"stages\.grid cells"):
+        read_manifest(tmp_path)
+    (tmp_path / "cells.json").write_text('{"group": "x"}')
+    with pytest.raises(ValueError, match="not a grid's manifest"):
+        read_manifest(tmp_path)

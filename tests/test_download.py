@@ -1,0 +1,717 @@
+"""The download against a real server on loopback: faults, kills, and the same bytes every time."""
+
+import io
+import json
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
+
+from stages.download import run
+from stages.harness.params import load_params
+from stages.harness.scratch import exclusive, replacing_folder
+from stages.images import address, fetch
+from stages.images.address import is_public
+from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture, retry_after_s
+from stages.images.kept import Kept
+from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
+from stages.images.metadata import without_metadata
+from stages.images.outcome import REASONS, Failed, Fetched, Picture
+from stages.images.robots import disallows
+from stages.images.shards import read_shards, sample_key
+from stages.images.verify import verify
+from tests.image_server import FOLDER, ImageServer, png, serving
+
+ROOT = Path(__file__).parent.parent
+PARAMS = DownloadParams(
+    mirrors=(),
+    use_links=True,
+    acknowledge_terms=True,
+    min_side_px=16,
+    max_bytes=1_000_000,
+    max_pixels=1_000_000,
+    connections=4,
+    timeout_s=0.5,
+    retries=1,
+    min_yield=0.0,
+    shard_size=5,
+    allow_private_addresses=True,
+)
+MIRROR_ONLY = replace(PARAMS, mirrors=("cdn",), use_links=False, acknowledge_terms=False)
+
+
+@pytest.fixture
+def image_server() -> Iterator[ImageServer]:
+    with serving(ImageServer()) as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
+
+
+def write_pairs(path: Path, links: dict[str, str]) -> Path:
+    """Write a table of pairs: links by id."""
+    rows = [
+        {
+            "id": name,
+            "url": link,
+            "caption": f"a {name}, «été»",
+            "prompt": f"a {name}, «été» --ar 1:1",
+            "kind": "upscale",
+            "version": "5.2",
+            "aspect": "1:1",
+            "user": 3,
+            "timestamp": "",
+        }
+        for name, link in links.items()
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def downloaded(
+    folder: Path, links: dict[str, str], params: DownloadParams = PARAMS, work: str = "work"
+) -> dict[str, Any]:
+    """Run the stage and read its report."""
+    pairs = write_pairs(folder / "pairs.parquet", links)
+    run(pairs, folder / "images", folder / "report.json", params, folder / work)
+    report: dict[str, Any] = json.loads((folder / "report.json").read_text())
+    return report
+
+
+def shard_bytes(folder: Path) -> dict[str, str]:
+    return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def stored_ids(folder: Path) -> list[str]:
+    return [stored.facts["id"] for stored in read_shards(folder / "images")]
+
+
+# --- outcomes ---------------------------------------------------------------------------------
+
+OUTCOME_BY_NAME = {
+    "fox": "fetched",
+    "once-500": "fetched",
+    "once-408": "fetched",
+    "once-429": "fetched",
+    "cut-once": "fetched",
+    "to-fox2": "fetched",
+    "robots-nofollow": "fetched",
+    "status-404": "gone",
+    "status-410": "gone",
+    "status-401": "refused",
+    "status-403": "refused",
+    "status-204": "refused",
+    "status-503": "server_error",
+    "status-429": "rate_limited",
+    "wait-99999": "rate_limited",
+    "cut-always": "unreachable",
+    "slow": "timeout",
+    "html": "not_an_image",
+    "short": "broken_image",
+    "noend": "broken_image",
+    "flipped": "broken_image",
+    "claims": "too_many_pixels",
+    "endless": "too_large",
+    "small": "too_small",
+    "robots-noai": "robots",
+    "to-self": "redirects",
+    "to-file": "bad_link",
+}
+TRIES = {
+    "status-503": 2,
+    "status-429": 2,
+    "cut-always": 2,
+    "slow": 2,
+    "once-500": 2,
+    "to-self": 6,
+    "wait-99999": 1,
+}
+
+
+def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Path) -> None:
+    links = {name: image_server.link(name) for name in OUTCOME_BY_NAME}
+    links["closed"] = f"http://127.0.0.1:{closed_port()}/fox.png"
+    links["expired"] = f"{image_server.link('expired')}?ex=65a00000&is=64a00000&hm=ab"
+    links["climbing"] = f"http://127.0.0.1:{image_server.port}/a/%2e%2e/%2e%2e/fox.png"
+    links["ftp"] = "ftp://127.0.0.1/fox.png"
+    wanted = OUTCOME_BY_NAME | {"closed": "unreachable", "expired": "expired"}
+    wanted |= {"climbing": "bad_link", "ftp": "bad_link"}
+    report = downloaded(tmp_path, links)
+    assert set(stored_ids(tmp_path)) == {n for n, o in wanted.items() if o == "fetched"}
+    by_reason = Counter(outcome for outcome in wanted.values() if outcome != "fetched")
+    assert {reason: n for reason, n in report["failed"].items() if n} == by_reason
+    assert set(report["failed"]) == set(REASONS)
+    assert report["rows"] == len(links) == report["fetched"] + sum(report["failed"].values())
+    tries = {name: image_server.asked[name] for name in TRIES}
+    assert tries == TRIES
+    assert all(image_server.asked[f"status-{code}"] == 1 for code in (401, 403, 404, 410))
+    assert not image_server.asked["expired"]
+    assert image_server.user_agents == {"cosmopolitan"}
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def test_retry_after_holds_all_questions_to_the_host(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    names = ["wait-1", *(f"fox{i}" for i in range(4))]
+    links = {name: image_server.link(name) for name in names}
+    report = downloaded(tmp_path, links, replace(PARAMS, connections=1))
+    assert report["fetched"] == len(names)
+    first, *others = image_server.asked_at
+    later = [at - first for at in others if at - first > 0.9]
+    assert image_server.asked["wait-1"] == 2
+    assert len(later) >= 1
+    assert not any(0.3 < at - first < 0.9 for at in others)
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
+)
+def test_private_addresses_are_not_asked(
+    host: str, image_server: ImageServer, tmp_path: Path
+) -> None:
+    link = image_server.link("fox").replace("127.0.0.1", host)
+    params = replace(PARAMS, allow_private_addresses=False)
+    with pytest.raises(ValueError, match=r"(private_address|bad_link) 1"):
+        downloaded(tmp_path, {"fox": link}, params)
+    assert not image_server.asked
+
+
+def test_a_redirect_to_a_private_address_is_not_followed(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address, "is_public", lambda ip: ip == "127.0.0.1")
+    links = {name: image_server.link(name) for name in ("to-private", "hare")}
+    report = downloaded(tmp_path, links, replace(PARAMS, allow_private_addresses=False))
+    assert report["failed"]["private_address"] == 1
+    assert stored_ids(tmp_path) == ["hare"]
+    assert not image_server.asked["fox"]
+
+
+@pytest.mark.parametrize(
+    ("ip", "public"),
+    [
+        ("162.159.130.233", True),
+        ("2606:4700::6810:84e5", True),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),
+        ("2002:a00:1::", False),
+    ],
+)
+def test_public_addresses_are_told_from_others(ip: str, public: bool) -> None:
+    assert is_public(ip) == public
+
+
+def test_a_failing_disk_stops_the_stage_and_leaves_the_old_shards(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {f"fox{i}": image_server.link(f"fox{i}") for i in range(6)}
+    downloaded(tmp_path, links)
+    before = shard_bytes(tmp_path / "images")
+
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
+
+    done = subprocess.run(
+        command(tmp_path, PARAMS),
+        env=environment(tmp_path),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=limit_files,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert shard_bytes(tmp_path / "images") == before
+    assert not list(tmp_path.glob("*.partial"))
+
+
+# --- killed, started again --------------------------------------------------------------------
+
+
+def command(folder: Path, params: DownloadParams) -> list[str]:
+    section = {name: getattr(params, name) for name in params.__slots__}
+    section["mirrors"] = list(params.mirrors)
+    (folder / "params.yaml").write_text(yaml.safe_dump({"download": section}))
+    words = [sys.executable, "-m", "stages.download", "--params", f"{folder}/params.yaml"]
+    words += ["--pairs", f"{folder}/pairs.parquet", "--out", f"{folder}/images"]
+    return [*words, "--report", f"{folder}/report.json"]
+
+
+def environment(folder: Path) -> dict[str, str]:
+    scratch = {"DVC_ROOT": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error"}
+    return {**os.environ, **scratch}
+
+
+def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    names = [f"picture{i:03}" for i in range(80)] + [f"status-{404}", "robots-noai"]
+    rng = random.Random(0)
+    kills = 3
+    params = replace(PARAMS, timeout_s=10.0, shard_size=32)
+    with serving(ImageServer(delay_s=0.05)) as server:
+        links = {name: server.link(name) for name in names}
+        broken = tmp_path / "broken"
+        write_pairs(broken / "pairs.parquet", links)
+        for kill in range(kills):
+            asked = sum(server.asked.values())
+            process = subprocess.Popen(
+                command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, stderr=-3
+            )
+            wanted = asked + rng.randrange(2, 20)
+            while sum(server.asked.values()) < wanted and process.poll() is None:
+                time.sleep(0.005)
+            assert process.poll() is None, f"it ended before kill {kill}"
+            process.kill()
+            process.wait()
+            assert not (broken / "images").exists()
+        subprocess.run(
+            command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, check=True
+        )
+        again = sum(count - 1 for count in server.asked.values())
+        assert again <= kills * params.connections
+        downloaded(tmp_path / "whole", links, params)
+    assert shard_bytes(broken / "images") == shard_bytes(tmp_path / "whole" / "images")
+    reports = [(folder / "report.json").read_bytes() for folder in (broken, tmp_path / "whole")]
+    assert reports[0] == reports[1]
+
+
+def test_what_is_kept_serves_other_params_and_rows(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {name: image_server.link(name) for name in ("fox", "hare", "small")}
+    assert downloaded(tmp_path, links)["failed"]["too_small"] == 1
+    links["owl"] = image_server.link("owl")
+    fresh_signature = {n: f"{link}?ex=ffffffff&is=1&hm=2" for n, link in links.items()}
+    report = downloaded(tmp_path, fresh_signature, replace(PARAMS, min_side_px=8))
+    assert report["fetched"] == 4
+    assert image_server.asked == dict.fromkeys(links, 1)
+
+
+def test_a_kept_picture_that_lost_its_bytes_is_fetched_again(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    link = image_server.link("fox")
+    downloaded(tmp_path, {"fox": link})
+    Kept(tmp_path / "work", "").picture_path(link).write_bytes(b"")
+    assert downloaded(tmp_path, {"fox": link})["fetched"] == 1
+    assert image_server.asked["fox"] == 2
+
+
+def test_a_killed_pass_remembers_final_failures_and_a_new_pass_asks_anew(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    names = ("status-404", "status-503", "robots-noai")
+    links = [image_server.link(name) for name in names]
+    for _ in range(2):  # a pass that never came to its end
+        outcomes = fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+        assert outcomes[links[0]] == Failed("gone")
+    assert [image_server.asked[name] for name in names] == [1, 4, 1]
+    Kept(tmp_path, "pass").end_pass()
+    fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+    assert image_server.asked["status-404"] == 2
+
+
+def test_half_a_line_in_the_journal_is_no_memory(tmp_path: Path) -> None:
+    name = sha256(b"http://a/b").hexdigest()
+    for text in (f"{name} go", f"{name[:9]}{name} gone\n", f"{name}\n"):
+        (tmp_path / "failed-pass.txt").write_text(text)
+        assert Kept(tmp_path, "pass").failure("http://a/b") is None
+    (tmp_path / "failed-pass.txt").write_text(f"{name} gone\n")
+    assert Kept(tmp_path, "pass").failure("http://a/b") == "gone"
+
+
+def test_two_processes_do_not_share_a_scratch(tmp_path: Path) -> None:
+    folder = tmp_path / ".work" / "download"
+    write_pairs(tmp_path / "pairs.parquet", {"fox": "http://127.0.0.1:1/fox.png"})
+    with exclusive(folder):
+        done = subprocess.run(
+            command(tmp_path, PARAMS),
+            env=environment(tmp_path),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert f"process {os.getpid()} is still at work here" in done.stderr
+    with exclusive(folder):
+        pass
+
+
+# --- mirrors ----------------------------------------------------------------------------------
+
+
+def mirror_with(folder: Path, **pictures: bytes) -> Path:
+    for name, content in pictures.items():
+        path = folder / f"{FOLDER[1:]}/{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def test_mirrors_come_first_and_what_they_lack_or_broke_is_asked(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    one = mirror_with(tmp_path / "one", fox=png("fox"), hare=b"<html>", small=png("small", 8))
+    two = mirror_with(tmp_path / "two", fox=b"", hare=png("hare"))
+    params = replace(PARAMS, mirrors=(str(one), str(two)))
+    links = {name: image_server.link(name) for name in ("fox", "hare", "owl", "small")}
+    report = downloaded(tmp_path, links, params)
+    assert report["by_source"] == {"mirror": 2, "link": 1}
+    assert report["failed"]["too_small"] == 1
+    assert set(image_server.asked) == {"owl", "small"}
+    offline = downloaded(tmp_path, links, replace(params, use_links=False))
+    assert offline["failed"] == dict.fromkeys(REASONS, 0) | {"not_mirrored": 1, "too_small": 1}
+
+
+def test_without_links_nobody_is_asked_and_no_word_is_needed(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    mirror = mirror_with(tmp_path / "mirror", fox=png("fox"))
+    params = replace(MIRROR_ONLY, mirrors=(str(mirror),))
+    expired = f"{image_server.link('fox')}?ex=65a00000&is=64a00000&hm=ab"
+    assert downloaded(tmp_path, {"fox": expired}, params)["fetched"] == 1
+    assert not image_server.asked
+
+
+def test_a_missing_mirror_is_named(tmp_path: Path) -> None:
+    params = replace(MIRROR_ONLY, mirrors=(str(tmp_path / "nowhere"),))
+    with pytest.raises(NotADirectoryError, match=r"nowhere: no such folder.*download\.mirrors"):
+        downloaded(tmp_path, {"fox": "http://127.0.0.1:1/fox.png"}, params)
+
+
+@pytest.mark.parametrize(
+    ("link", "paths"),
+    [
+        ("https://a.org/b/c.png?x=1", ["b/c.png"]),
+        ("https://a.org/b/c%20d.png", ["b/c%20d.png", "b/c d.png"]),
+        ("https://a.org/../../etc/passwd", []),
+        ("https://a.org/b/%2e%2e/%2e%2e/passwd", []),
+        ("https://a.org/b/..%5c..%5cpasswd", []),
+        ("https://a.org/C:/x", []),
+        ("https://a.org/%00", []),
+        ("https://a.org//x", ["x"]),
+        ("https://a.org/", []),
+        (f"https://a.org/{'x' * 256}", []),
+    ],
+)
+def test_no_path_leads_out_of_a_mirror(link: str, paths: list[str]) -> None:
+    assert mirror_paths(link) == paths
+
+
+# --- links, headers, files --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        "",
+        "fox.png",
+        "file:///etc/passwd",
+        "https://",
+        "https://me:word@a.org/x",
+        "http://[::1/x",
+        "https://a.org:99999/x",
+        "https://a.org/a b",
+        "https://a.org/\nx",
+        "https://a.org/../x",
+    ],
+)
+def test_what_is_no_link_is_told(link: str) -> None:
+    assert not is_link(link)
+
+
+def test_a_host_that_no_dns_could_hold_is_an_outcome_and_no_crash(tmp_path: Path) -> None:
+    links = [f"http://{'a' * 70}.com/fox.png", "http://a..b/fox.png", "http://[v1.a]/fox.png"]
+    outcomes = fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+    assert all(isinstance(outcome, Failed) for outcome in outcomes.values())
+    assert outcomes[links[0]] == Failed("bad_link")
+
+
+def test_a_picture_is_known_by_its_link_without_the_signature() -> None:
+    base = "attachments/1/2/a.png"
+    key = f"https://cdn.discordapp.com/{base}"
+    assert picture_key(f"{key}?ex=6f&is=6e&hm=ab") == key
+    assert picture_key(f"https://media.discordapp.net/{base}?width=5&height=5") == key
+    assert picture_key("https://a.org/picture?id=5#top") == "https://a.org/picture?id=5"
+    scaled = f"https://media.discordapp.net/{base}?ex=6f&is=6e&hm=ab&format=webp&quality=lossless"
+    assert original(scaled) == f"{key}?ex=6f&is=6e&hm=ab"
+
+
+def test_the_end_of_a_link_is_read_from_its_signature() -> None:
+    signed = "https://cdn.discordapp.com/a/1/2/a.png?ex=65a00000&is=64a00000&hm=ab"
+    assert expires_at(signed) == 0x65A00000
+    assert expires_at("https://a.org/a.png?ex=65a00000") is None
+    assert expires_at(signed.replace("65a00000", "soon")) is None
+
+
+def test_of_two_links_to_a_picture_the_one_that_lasts_is_asked() -> None:
+    base = "https://cdn.discordapp.com/attachments/1/2/a.png"
+    early, late = (f"{base}?ex={ex}&is=1&hm=2" for ex in ("65a00000", "75a00000"))
+    assert one_link_per_picture([late, early, base, "x"]) == {
+        early: late,
+        late: late,
+        base: late,
+        "x": "x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("headers", "keep_away"),
+    [
+        ([], False),
+        (["all"], False),
+        (["nofollow, NoImageAI"], True),
+        (["nofollow", "noindex"], True),
+        (["otherbot: noai, noindex"], False),
+        (["otherbot: nofollow", "noai"], True),
+        (["cosmopolitan: noindex"], True),
+        (["unavailable_after: 25 Jun 2030 15:00:00 PST, noindex"], True),
+        (["max-snippet: 5, none"], True),
+    ],
+)
+def test_robots_headers_are_read(headers: list[str], keep_away: bool) -> None:
+    assert disallows(headers) == keep_away
+
+
+@pytest.mark.parametrize(
+    ("header", "wait_s"),
+    [
+        ("7", 7.0),
+        (None, None),
+        ("", None),
+        ("-3", None),
+        ("soon", None),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), 3600.0),
+    ],
+)
+def test_retry_after_holds_seconds_or_a_date(header: str | None, wait_s: float | None) -> None:
+    assert retry_after_s(header) == (wait_s if not wait_s else pytest.approx(wait_s, abs=30))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_is_whole_or_broken_at_every_length(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{suffix}"
+    Image.linear_gradient("L").resize((40, 30)).convert("RGB").save(path)
+    content = path.read_bytes()
+    picture = verify(path, 10**6, 10**6)
+    assert picture == Picture(suffix, 40, 30, sha256(content).hexdigest())
+    # a JPEG without its end marker is whole to Pillow
+    whole = len(content) - (2 if suffix == ".jpg" else 0)
+    for length in range(0, whole, 1 + whole // 97):
+        path.write_bytes(content[:length])
+        assert verify(path, 10**6, 10**6) in (Failed("not_an_image"), Failed("broken_image"))
+
+
+def test_limits_come_before_decoding(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(png("fox"))
+    assert verify(path, 10**6, 32 * 32 - 1) == Failed("too_many_pixels")
+    assert verify(path, 100, 10**6) == Failed("too_large")
+    Image.new("RGB", (40, 30)).save(path, "GIF")
+    assert verify(path, 10**6, 10**6) == Failed("not_an_image")
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_loses_its_words_and_no_pixel(suffix: str, tmp_path: Path) -> None:
+    image = Image.linear_gradient("L").resize((41, 33)).convert("RGB")
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
+    exif[0x013B] = "SomeUser"  # artist
+    words: dict[str, Any] = {"exif": exif, "xmp": b"<x:xmpmeta>SomeUser</x:xmpmeta>"}
+    text = PngInfo()
+    text.add_itxt("Author", "SomeUser")
+    own: dict[str, dict[str, Any]] = {
+        ".png": {"pnginfo": text},
+        ".jpg": {"comment": "SomeUser"},
+        ".webp": {},
+    }
+    path = tmp_path / f"picture{suffix}"
+    image.save(path, icc_profile=profile, **words, **own[suffix])
+    assert b"SomeUser" in path.read_bytes()
+    plain = without_metadata(path.read_bytes())
+    assert b"SomeUser" not in plain
+    assert without_metadata(plain) == plain
+    with Image.open(path) as before, Image.open(io.BytesIO(plain)) as after:
+        assert (after.mode, after.size) == (before.mode, before.size)
+        assert after.tobytes() == before.tobytes()
+        assert after.info["icc_profile"] == profile
+
+
+# --- shards -----------------------------------------------------------------------------------
+
+
+def test_shards_are_sorted_and_the_same_bytes_in_any_order_of_rows(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    names = [f"fox{i}" for i in range(12)]
+    links = {name: image_server.link(name) for name in names}
+    downloaded(tmp_path / "one", links)
+    shuffled = dict(random.Random(1).sample(sorted(links.items()), len(links)))
+    downloaded(tmp_path / "two", shuffled, replace(PARAMS, connections=1))
+    assert stored_ids(tmp_path / "one") == sorted(names)
+    assert shard_bytes(tmp_path / "one/images") == shard_bytes(tmp_path / "two/images")
+    assert list(shard_bytes(tmp_path / "one/images")) == ["00000.tar", "00001.tar", "00002.tar"]
+
+
+def test_a_sample_is_picture_caption_and_facts_and_names_nobody(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    downloaded(tmp_path, {"1141": image_server.link("SomeUser_fox")})
+    with tarfile.open(tmp_path / "images" / "00000.tar") as tar:
+        assert tar.getnames() == ["1141.png", "1141.txt", "1141.json"]
+        picture, caption, facts = (file.read() for m in tar if (file := tar.extractfile(m)))
+        assert {(m.mtime, m.uid, m.gid, m.uname) for m in tar} == {(0, 0, 0, "")}
+    assert picture == png("SomeUser_fox")
+    assert caption.decode() == "a 1141, «été»"
+    assert json.loads(facts) == {
+        "id": "1141",
+        "caption": "a 1141, «été»",
+        "user": 3,
+        "version": "5.2",
+        "aspect": "1:1",
+        "sha256": sha256(picture).hexdigest(),
+        "width": 32,
+        "height": 32,
+    }
+    assert b"SomeUser" not in (tmp_path / "images" / "00000.tar").read_bytes()
+
+
+def test_one_id_is_one_sample_and_an_odd_id_makes_no_path(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    table = pq.read_table(write_pairs(tmp_path / "a", {"../../etc/fox": image_server.link("fox")}))
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pa.concat_tables([table, table]), pairs)
+    run(pairs, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path / "work")
+    (stored,) = read_shards(tmp_path / "images")
+    assert stored.member == f"{sample_key('../../etc/fox')}.png"
+    assert "/" not in stored.member
+    assert json.loads((tmp_path / "report.json").read_text())["failed"]["repeated_id"] == 1
+
+
+def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("precious")
+    with (
+        pytest.raises(FileExistsError, match=r"holds 'mine\.txt'"),
+        replacing_folder(tmp_path, "*.tar"),
+    ):
+        pass
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+
+
+# --- what stops it ----------------------------------------------------------------------------
+
+
+def test_too_small_a_yield_stops_the_stage_and_leaves_no_shards(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {name: image_server.link(name) for name in ("fox", "status-404", "status-403")}
+    wanted = r"only 1 of 3 pictures \(33\.3%\).*min_yield = 0\.5.*(gone|refused) 1"
+    with pytest.raises(ValueError, match=wanted):
+        downloaded(tmp_path, links, replace(PARAMS, min_yield=0.5))
+    assert not (tmp_path / "images").exists()
+
+
+def test_no_picture_at_all_stops_the_stage_whatever_the_limit(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="only 0 of 1 pictures"):
+        downloaded(tmp_path, {"gone": image_server.link("status-404")})
+
+
+def test_other_tables_are_refused(tmp_path: Path) -> None:
+    table = tmp_path / "pairs.parquet"
+    with pytest.raises(FileNotFoundError, match="no such table of pairs"):
+        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+    table.write_text("hello")
+    with pytest.raises(ValueError, match="not readable as parquet"):
+        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+    pq.write_table(pa.table({"id": ["1"], "link": ["x"]}), table)
+    with pytest.raises(ValueError, match="no column 'aspect', only id, link"):
+        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"acknowledge_terms": False}, "use_links needs acknowledge_terms: true"),
+        ({"use_links": False}, "name a folder in mirrors, or set use_links"),
+        ({"mirrors": ["s3://bucket/x"]}, "mirrors are folders, got the address 's3:"),
+        ({"connections": 0}, "connections must be above 0, got 0"),
+        ({"retries": -1}, "retries must be at least 0, got -1"),
+        ({"min_yield": 95.0}, r"min_yield must lie in \[0, 1\], got 95\.0"),
+        ({"min_side": 5}, "unknown key 'download.min_side'; did you mean 'min_side_px'"),
+    ],
+)
+def test_bad_params_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    command(tmp_path, PARAMS)
+    path = tmp_path / "params.yaml"
+    section = yaml.safe_load(path.read_text())["download"] | changes
+    path.write_text(yaml.safe_dump({"download": section}))
+    with pytest.raises(ValueError, match=message):
+        load_params("download", DownloadParams, path)
+
+
+def test_help_explains_each_option() -> None:
+    words = [sys.executable, "-m", "stages.download", "--help"]
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for part in ("--pairs FILE", "--out DIR", "--report FILE", "--params FILE", "killed goes on"):
+        assert part in shown
+
+
+def test_download_and_split_run_without_torch() -> None:
+    code = "import sys, stages.download, stages.split; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_fetched_picture_tells_where_it_is(image_server: ImageServer, tmp_path: Path) -> None:
+    link = image_server.link("fox")
+    outcome = fetch_all([link], Kept(tmp_path, "pass"), PARAMS, lambda: None)[link]
+    assert isinstance(outcome, Fetched)
+    assert outcome.path.read_bytes() == png("fox")
+    assert outcome.source == "link"

@@ -1,0 +1,116 @@
+"""The whole graph for real, on tiny params: it makes a release, and reruns what it must."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.diffusion.model import load_models
+from stages.harness.files import sha256_file
+from tests.tiny_recipe import TinyRecipe
+
+SELECTION = {"select_row@1", "select_row@2", "select_row@3", "select_final", "release"}
+AFTER_COCKTAILS = {
+    "grid_cells_cocktails",
+    "grid_sheet@cocktails",
+    "grid_score@cocktails",
+    "select_final",
+    "release",
+}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRecipe]:
+    made = TinyRecipe(tmp_path_factory.mktemp("recipe"))
+    made.first_run = made.repro()  # type: ignore[attr-defined]
+    yield made
+    shutil.rmtree(made.folder)
+
+
+def release(recipe: TinyRecipe) -> Path:
+    return recipe.folder / "models/release/cosmopolitan-mini.safetensors"
+
+
+def test_one_command_makes_a_release_that_loads_and_draws(recipe: TinyRecipe) -> None:
+    models = load_models(release(recipe), recipe.folder / "models/tiny/config")
+    assert all(weight.isfinite().all() for weight in models.unet.parameters())
+    report = json.loads((recipe.folder / "reports/release.json").read_text("utf-8"))
+    assert report
+
+
+def test_a_second_run_does_nothing(recipe: TinyRecipe) -> None:
+    assert recipe.repro() == set()
+
+
+def test_a_threshold_that_changes_no_row_reruns_the_filter_alone(recipe: TinyRecipe) -> None:
+    recipe.params["filter"]["max_malformed_fraction"] = 0.06
+    recipe.write_params()
+    assert recipe.repro() == {"filter"}
+
+
+def test_the_weight_of_the_hybrid_reruns_what_is_made_of_it_and_no_training(
+    recipe: TinyRecipe,
+) -> None:
+    before = sha256_file(recipe.folder / "models/mixes/vodka_1.safetensors")
+    recipe.params["merge"]["mixes"]["hybrid"]["expression"] = "0.4*a + 0.6*b"
+    recipe.write_params()
+    ran = recipe.repro()
+    always = {
+        "merge_mix@hybrid",
+        "merge_difference@vodka_3",
+        "grid_cells_mixes",
+        "grid_sheet@mixes",
+        "grid_score@mixes",
+        "select_mixes",
+    }
+    assert always <= ran
+    assert not {name for name in ran if name.startswith(("train", "split", "download", "filter"))}
+    assert not ran & {"merge_difference@vodka_1", "merge_difference@vodka_2"}
+    assert sha256_file(recipe.folder / "models/mixes/vodka_1.safetensors") == before
+
+
+def test_a_person_s_choice_reruns_that_choice_and_what_follows(recipe: TinyRecipe) -> None:
+    chosen = json.loads((recipe.folder / "reports/select/row_1.json").read_text("utf-8"))["choice"]
+    other = "row1_merged" if chosen == "row1_trained" else "row1_trained"
+    recipe.params["select"]["row"]["1"]["choice"] = other
+    recipe.write_params()
+    ran = recipe.repro()
+    assert "select_row@1" in ran
+    assert ran <= {"select_row@1", "select_final", "release", "report"}
+    cocktail = recipe.folder / f"models/cocktails/{other}.safetensors"
+    assert sha256_file(recipe.folder / "models/rows/1.safetensors") == sha256_file(cocktail)
+
+
+def test_a_learning_rate_reruns_its_own_resolution_alone(recipe: TinyRecipe) -> None:
+    recipe.params["train"]["64"]["learning_rate"] = 0.002
+    recipe.write_params()
+    ran = recipe.repro()
+    assert {"train@64", "grid_cells_train@64", "select_checkpoint@64", "merge_mix@hybrid"} <= ran
+    assert not ran & {"train@96", "grid_cells_train@96", "select_checkpoint@96", "filter", "split"}
+    assert not {name for name in ran if "ingredient" in name}
+
+
+def test_one_more_prompt_draws_new_cells_and_trains_nothing(recipe: TinyRecipe) -> None:
+    cells = len(list((recipe.folder / ".work/cells").rglob("*.png")))
+    models = 4 + 4 + 3 + 3 + 7
+    recipe.params["grid"]["prompts"].append("rocket")
+    recipe.write_params()
+    ran = recipe.repro()
+    assert not {name for name in ran if name.startswith(("train", "merge_ing", "split", "filter"))}
+    drawn = len(list((recipe.folder / ".work/cells").rglob("*.png"))) - cells
+    assert 0 < drawn <= 2 * models
+
+
+def test_swapped_scores_give_another_choice(recipe: TinyRecipe) -> None:
+    torch.manual_seed(0)
+    scores = recipe.folder / "reports/scores/cocktails.csv"
+    text = scores.read_text("utf-8")
+    swapped = text.replace("row2_trained", "swap").replace("row2_merged", "row2_trained")
+    scores.write_text(swapped.replace("swap", "row2_merged"), "utf-8")
+    before = json.loads((recipe.folder / "reports/select/row_2.json").read_text("utf-8"))
+    recipe.call("dvc", "repro", "--single-item", "select_row@2")
+    after = json.loads((recipe.folder / "reports/select/row_2.json").read_text("utf-8"))
+    assert before["choice"] != after["choice"]

@@ -1,0 +1,558 @@
+"""Merging: expressions, sums of files, and what is refused."""
+
+import json
+import os
+import pickle
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
+from stages.diffusion.expression import MAX_CHARS, check_sum, format_weight, parse_expression
+from stages.diffusion.model import read_header, write_single_file
+from stages.diffusion.single_file import POSITION_IDS
+from stages.diffusion.weights import POSITIONS, TENSORS_HASH, merge_files
+from stages.merge import main
+from tests.test_single_file import save
+from tests.tiny_sd import TinySD, tiny_sd
+
+__all__ = ["tiny_sd"]  # a fixture is found by its name
+
+ROOT = Path(__file__).parent.parent
+KEY = "model.diffusion_model.out.2.weight"
+A = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+B = torch.tensor([[10.0, 20.0], [30.0, 40.0]])
+C = torch.tensor([[0.5, 0.25], [-1.0, 8.0]])
+
+weights = st.fractions(min_value=-2, max_value=2, max_denominator=50)
+names = st.sampled_from("abcde")
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor], dtype: torch.dtype = torch.float16) -> Path:
+    write_single_file(path, tensors, {}, dtype)
+    return path
+
+
+def abc(folder: Path, dtype: torch.dtype = torch.float16) -> dict[str, Path]:
+    tensors = {"a": A, "b": B, "c": C}
+    return {n: write(folder / f"{n}.safetensors", {KEY: t}, dtype) for n, t in tensors.items()}
+
+
+def noise_files(folder: Path, dtype: torch.dtype, count: int = 3) -> dict[str, Path]:
+    """Write files of a few tensors, some longer than the chunks that tests use."""
+    paths = {}
+    for i in range(count):
+        generator = torch.Generator().manual_seed(i)
+        shapes = {KEY: (37, 3), "model.diffusion_model.out.0.bias": (5,), POSITIONS: (7, 4)}
+        tensors = {
+            key: torch.randn(shape, generator=generator).mul_(0.05).to(dtype)
+            for key, shape in shapes.items()
+        }
+        name = "abc"[i]
+        paths[name] = write(folder / f"{name}.safetensors", tensors, dtype)
+    return paths
+
+
+def merged(inputs: Mapping[str, Path], expression: str, **options: Any) -> dict[str, torch.Tensor]:
+    out = next(iter(inputs.values())).with_name("out.safetensors")
+    merge_files(inputs, expression, out, options.pop("dtype", torch.float32), **options)
+    return load_file(out)
+
+
+# Expressions
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a", {"a": "1"}),
+        ("0.6*a + 0.2*b + 0.2*c", {"a": "3/5", "b": "1/5", "c": "1/5"}),
+        ("a + 0.5*(b - c)", {"a": "1", "b": "1/2", "c": "-1/2"}),
+        ("0.5*(0.5*a + 0.5*b) + 0.5*b", {"a": "1/4", "b": "3/4"}),
+        ("a/3 + b/3 + c/3", {"a": "1/3", "b": "1/3", "c": "1/3"}),
+        ("-a + 2*(a)", {"a": "1"}),
+        ("a - - b - b", {"a": "1", "b": "0"}),
+        ("b*.5+(1 - 1/2)*a", {"b": "1/2", "a": "1/2"}),
+        ("vodka_v3 * 1e0", {"vodka_v3": "1"}),
+        ("a - (b - c) - (c - b)", {"a": "1", "b": "0", "c": "0"}),
+        ("(a + b) / (1 + 1)", {"a": "1/2", "b": "1/2"}),
+    ],
+)
+def test_an_expression_is_multiplied_out_exactly(text: str, expected: dict[str, str]) -> None:
+    found = parse_expression(text)
+    assert found == {name: Fraction(weight) for name, weight in expected.items()}
+    assert list(found) == list(expected)  # the order of the sum
+    check_sum(text, found)
+
+
+@pytest.mark.parametrize(
+    ("text", "position", "words"),
+    [
+        ("0.6*a +* b", 8, "expected a number, a name or '(', got '*'"),
+        ("(a + b", 1, "never closed"),
+        ("a + b)", 6, "or the end, got ')'"),
+        ("(a b)", 4, "or ')', got 'b'"),
+        ("2a", 2, "got 'a'"),
+        ("", 1, "got the end"),
+        ("0.5", 1, "names no model"),
+        ("a + 1", 3, "a model + a number"),
+        ("a * b", 3, "models are multiplied"),
+        ("1 / a", 3, "divides by numbers"),
+        ("a / (1 - 1)", 3, "division by zero"),
+        ("0.5*a & b", 7, "expected a name"),
+        ("__import__('os')", 11, "got '('"),
+        ("1e999999999*a", 1, "no weight is as large"),
+        ("1e29*a", 1, "beyond 1,000,000"),
+        ("(" * 5000, 101, "more than 100 levels"),
+        ("-" * 5000, 101, "more than 100 levels"),
+        ("0,5*a", 2, "got ','"),
+    ],
+)
+def test_a_mistake_is_shown_where_it_is(text: str, position: int, words: str) -> None:
+    with pytest.raises(ValueError, match=f"position {position}:") as refusal:
+        parse_expression(text)
+    message, shown, caret = str(refusal.value).split("\n")
+    assert words in message
+    assert shown == "  " + text
+    assert caret == " " * (position + 1) + "^"
+
+
+@given(st.text(alphabet="ab01.e+-*/() \n_", max_size=30))
+def test_any_text_is_parsed_or_refused_with_a_position(text: str) -> None:
+    try:
+        assert parse_expression(text)
+    except ValueError as error:
+        assert "position" in str(error)  # noqa: PT017  most texts are refused, some are not
+
+
+def test_an_endless_expression_is_refused() -> None:
+    with pytest.raises(ValueError, match="characters"):
+        parse_expression("a+" * MAX_CHARS)
+
+
+@given(st.lists(st.tuples(names, weights), min_size=1), weights)
+def test_parsing_is_linear(terms: list[tuple[str, Fraction]], factor: Fraction) -> None:
+    text = " + ".join(f"({weight})*{name}" for name, weight in terms)
+    expected: dict[str, Fraction] = {}
+    for name, weight in terms:
+        expected[name] = expected.get(name, Fraction()) + weight
+    assert parse_expression(text) == expected
+    scaled = {name: factor * weight for name, weight in expected.items()}
+    assert parse_expression(f"({factor})*({text})") == scaled
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("0.6*a + 0.6*b", r"sum to 1\.2, not to 1.*\(0\.6\*a \+ 0\.6\*b\) / 1\.2"),
+        ("0.5*(b - c)", "sum to 0, not to 1.*must exceed"),
+        ("a/3 + b/3", "sum to 2/3"),
+        ("a + b + 0.1*c", r"sum to 2\.1"),
+    ],
+)
+def test_weights_that_do_not_sum_to_one_are_refused_with_their_sum(text: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_sum(text, parse_expression(text))
+
+
+@given(weights)
+def test_a_weight_is_written_so_that_it_reads_the_same(weight: Fraction) -> None:
+    assert Fraction(format_weight(weight)) == weight
+
+
+# Sums
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("0.5*a + 0.5*b", [[5.5, 11.0], [16.5, 22.0]]),
+        ("a + 0.5*(b - c)", [[5.75, 11.875], [18.5, 20.0]]),
+        ("0.5*a + 0.25*b + 0.25*c", [[3.125, 6.0625], [8.75, 14.0]]),
+        ("b + a - a", [[10.0, 20.0], [30.0, 40.0]]),
+    ],
+)
+def test_files_are_summed_by_weight(
+    tmp_path: Path, expression: str, expected: list[list[float]]
+) -> None:
+    used = {name: path for name, path in abc(tmp_path).items() if name in expression}
+    assert merged(used, expression)[KEY].tolist() == expected
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_a_merge_equals_plain_float32_arithmetic_rounded_once(
+    tmp_path: Path, stored: torch.dtype, dtype: torch.dtype
+) -> None:
+    inputs = noise_files(tmp_path, stored)
+    found = merged(inputs, "0.6*a + 0.2*b + 0.2*c", dtype=dtype, chunk_elements=16)
+    a, b, c = (load_file(path) for path in inputs.values())
+    for key in set(a) - {POSITION_IDS}:
+        plain = 0.6 * a[key].float() + 0.2 * b[key].float() + 0.2 * c[key].float()
+        assert found[key].dtype == dtype
+        assert torch.equal(found[key], plain.to(dtype)), key
+    assert len(found) == len(a) + 1  # the position ids that follow from the length
+
+
+@given(
+    st.lists(st.floats(-4, 4, width=16), min_size=8, max_size=8),
+    st.fractions(min_value=0, max_value=1, max_denominator=64),
+)
+def test_a_merge_lies_between_its_inputs(
+    tmp_path_factory: pytest.TempPathFactory, values: list[float], share: Fraction
+) -> None:
+    folder = tmp_path_factory.mktemp("between")
+    a, b = torch.tensor(values).view(2, 2, 2)
+    inputs = {
+        "a": write(folder / "a.safetensors", {KEY: a}),
+        "b": write(folder / "b.safetensors", {KEY: b}),
+    }
+    found = merged(inputs, f"({1 - share})*a + ({share})*b")[KEY]
+    exact = (1 - float(share)) * a.double() + float(share) * b.double()
+    assert torch.allclose(found.double(), exact, rtol=1e-6, atol=1e-6)
+    assert (found <= torch.maximum(a, b) + 1e-6).all()
+    assert (found >= torch.minimum(a, b) - 1e-6).all()
+
+
+def test_a_merge_of_a_float32_merge_is_as_good_as_one_of_its_leaves(tmp_path: Path) -> None:
+    leaves = noise_files(tmp_path, torch.float16)
+    hybrid = tmp_path / "hybrid.safetensors"
+    pair = {name: leaves[name] for name in "ab"}
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32)
+    found = merged({"h": hybrid, "c": leaves["c"]}, "0.6*h + 0.4*c")
+    direct = merged(leaves, "0.6*(0.5*a + 0.5*b) + 0.4*c")
+    assert torch.allclose(found[KEY], direct[KEY], rtol=0, atol=2**-26)  # one float32 ulp of 0.1
+
+
+def test_the_same_merge_gives_the_same_bytes_whatever_the_chunks_and_threads(
+    tmp_path: Path,
+) -> None:
+    inputs = noise_files(tmp_path, torch.float16)
+    digests = set()
+    before = torch.get_num_threads()
+    for i, (chunk, threads) in enumerate([(1 << 20, 1), (1 << 20, 2), (1, 1), (7, 2), (50, 1)]):
+        torch.set_num_threads(threads)
+        out = tmp_path / f"{i}.safetensors"
+        merge_files(inputs, "0.6*a + 0.2*b + 0.2*c", out, torch.float16, chunk_elements=chunk)
+        digests.add(sha256(out.read_bytes()).hexdigest())
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(before)
+    assert len(digests) == 1
+
+
+def test_where_the_files_lie_changes_no_byte(tmp_path: Path) -> None:
+    found = []
+    for folder in (tmp_path / "one", tmp_path / "other" / "folder"):
+        folder.mkdir(parents=True)
+        merged(abc(folder), "0.5*a + 0.25*b + 0.25*c")
+        found.append((folder / "out.safetensors").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_integers_and_position_ids_are_never_interpolated(tmp_path: Path) -> None:
+    """Files in the field hold `position_ids` as float16, or damaged by earlier merges."""
+    plain = "model.diffusion_model.counter"
+    inputs = {}
+    for i, name in enumerate("ab"):
+        tensors = {POSITIONS: torch.ones(3, 2), plain: torch.tensor([i, 2**40 + i])}
+        if i:
+            tensors[POSITION_IDS] = torch.tensor([[0.0, 0.9, 2.1]])
+        inputs[name] = tmp_path / f"{name}.safetensors"
+        save_file(tensors, inputs[name])
+    found = merged(inputs, "0.5*a + 0.5*b")
+    assert torch.equal(found[POSITION_IDS], torch.tensor([[0, 1, 2]]))
+    assert torch.equal(found[plain], torch.tensor([0, 2**40]))
+
+
+def test_a_merge_of_real_networks_loads_in_diffusers_models(
+    tmp_path: Path, tiny_sd: TinySD
+) -> None:
+    from stages.diffusion.model import load_models
+
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    for part in (tiny_sd.unet, tiny_sd.vae, tiny_sd.text_encoder):
+        for parameter in part.parameters():
+            parameter.data.neg_()
+    b = save(tiny_sd, tmp_path / "b.safetensors")
+    out = tmp_path / "out.safetensors"
+    merge_files({"a": a, "b": b}, "0.75*a + 0.25*b", out, torch.float32)
+    assert set(read_header(out).tensors) == set(read_header(a).tensors)
+    found, first = load_models(out, tiny_sd.config), load_models(a, tiny_sd.config)
+    for ours, theirs in zip(found.unet.parameters(), first.unet.parameters(), strict=True):
+        assert torch.allclose(ours, theirs / 2, atol=1e-7)
+
+
+def test_old_alias_and_strangers_are_merged_by_their_normal_keys(
+    tmp_path: Path, tiny_sd: TinySD
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    tensors = load_file(a)
+    old = {key.replace(".text_model.", "."): tensor for key, tensor in tensors.items()}
+    strangers = {"betas": torch.zeros(3), "model_ema.decay": torch.zeros(1)}
+    save_file({**old, **strangers}, tmp_path / "old.safetensors")
+    inputs = {"a": a, "old": tmp_path / "old.safetensors"}
+    found = merged(inputs, "0.5*old + 0.5*a", dtype=torch.float16)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
+
+
+def test_any_architecture_is_merged_by_its_own_keys(tmp_path: Path) -> None:
+    inputs = {
+        name: write(tmp_path / f"{name}.safetensors", {"layers.0": t})
+        for name, t in (("a", A), ("b", B))
+    }
+    assert merged(inputs, "0.5*a + 0.5*b")["layers.0"].tolist() == [[5.5, 11.0], [16.5, 22.0]]
+
+
+# What the new file tells
+
+
+def test_the_new_file_tells_its_recipe_and_ancestry(tmp_path: Path) -> None:
+    base = write(tmp_path / "base.safetensors", {KEY: C})
+    parent = read_parent(base, read_header(base).metadata)
+    trained = tmp_path / "512.safetensors"
+    train = made_from({"kind": "train", "run": "512"}, {"base": parent})
+    write_single_file(trained, {KEY: A}, {**train, "epoch": "40"}, torch.float16)
+    other = write(tmp_path / "other.safetensors", {KEY: B})
+    hybrid, last = tmp_path / "hybrid.safetensors", tmp_path / "last.safetensors"
+    pair = {"a": trained, "b": other}
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32, name="hybrid")
+    merge_files({"h": hybrid, "b": other}, "0.6*h + 0.4*b", last, torch.float16)
+
+    header = read_header(last)
+    lineage = read_lineage(header.metadata)
+    digest = {p: sha256(p.read_bytes()).hexdigest() for p in (base, trained, other, hybrid)}
+    assert json.loads(header.metadata[RECIPE]) == {
+        "kind": "merge",
+        "expression": "0.6*h + 0.4*b",
+        "weights": {"h": "0.6", "b": "0.4"},
+        "dtype": "float16",
+        "inputs": {"h": digest[hybrid], "b": digest[other]},
+    }
+    assert set(lineage.ancestors) == set(digest.values())
+    assert lineage.inputs(digest[hybrid]) == {"a": digest[trained], "b": digest[other]}
+    assert lineage.title(digest[trained]) == "512, epoch 40"
+    assert lineage.route(digest[base]) == ["hybrid", "512, epoch 40", "base"]
+    shares = {path.stem: str(lineage.shares()[d]) for path, d in digest.items()}
+    assert shares == {"base": "0", "512": "3/10", "other": "7/10", "hybrid": "3/5"}
+    start = min(entry.start for entry in header.tensors.values())
+    tensors = sha256(last.read_bytes()[start:]).hexdigest()
+    assert header.metadata[TENSORS_HASH] == f"0x{tensors}"
+    assert start % 8 == 0
+    assert str(tmp_path) not in str(header.metadata)
+    assert load_file(last).keys() == {KEY}  # the library takes a header with blanks at its end
+
+
+def test_a_model_that_a1111_merged_brings_its_ancestors(tmp_path: Path) -> None:
+    models = {"ab" * 32: {"name": "secret.ckpt", "legacy_hash": "12345678"}, "cd": 7}
+    a = tmp_path / "a.safetensors"
+    metadata = {"sd_merge_models": json.dumps(models), "sd_merge_recipe": "no JSON"}
+    save_file({KEY: A}, a, metadata)
+    merged({"a": a}, "a")
+    lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
+    assert lineage.ancestors["ab" * 32].name == "secret.ckpt"
+    assert len(lineage.ancestors) == 2
+
+
+# What is refused
+
+
+def test_another_architecture_is_refused_with_its_first_key_and_both_shapes(
+    tmp_path: Path,
+) -> None:
+    tensors = {KEY: A, "model.diffusion_model.out.0.bias": torch.ones(3)}
+    a = write(tmp_path / "a.safetensors", tensors)
+    b = write(tmp_path / "b.safetensors", {KEY: torch.ones(4, 2)})
+    with pytest.raises(ValueError, match="not the architecture") as refusal:
+        merged({"a": a, "b": b}, "0.5*a + 0.5*b")
+    message = str(refusal.value)
+    assert f"{b}: not the architecture of {a}" in message
+    assert "'model.diffusion_model.out.0.bias', [3] F16 there, no such key here (1 more" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: {"lora_unet_down.weight": A}, "This is a LoRA"),
+        (
+            lambda t: t | {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 9, 3, 3)},
+            "This is an inpainting model",
+        ),
+        (lambda t: t | {KEY: torch.ones(2, 2, dtype=torch.int64)}, "[2, 2] I64 here"),
+    ],
+)
+def test_the_odd_one_is_told_what_it_may_be(
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]],
+    words: str,
+) -> None:
+    tensors = {KEY: A, "model.diffusion_model.input_blocks.0.0.weight": torch.ones(4, 4, 3, 3)}
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save_file(tensors, a)
+    save_file(change(tensors), b)
+    with pytest.raises(ValueError, match="First differing key") as refusal:
+        merged({"a": a, "b": b}, "0.5*a + 0.5*b")
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("write_bad", "words"),
+    [
+        (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "a pickle"),
+        (lambda path: torch.save({"a": A}, path), "a pickle"),
+        (lambda path: path.unlink(), "no such file"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
+        (lambda path: save_file({KEY: A.double()}, path), "stored as F64"),
+        (lambda path: save_file({KEY: A / 0}, path), "NaN or infinity"),
+        (lambda path: save_file({}, path), "holds no weights"),
+    ],
+)
+def test_a_bad_file_is_refused_by_name(
+    tmp_path: Path, write_bad: Callable[[Path], Any], words: str
+) -> None:
+    inputs = abc(tmp_path)
+    write_bad(inputs["b"])
+    with pytest.raises((ValueError, OSError), match=words) as refusal:
+        merged(inputs, "0.5*a + 0.25*b + 0.25*c")
+    assert str(inputs["b"]) in str(refusal.value)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_sum_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
+    inputs = {
+        "a": write(tmp_path / "a.safetensors", {KEY: A * 10_000}),
+        "b": write(tmp_path / "b.safetensors", {KEY: -A * 10_000}),
+    }
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+    with pytest.raises(ValueError, match=r"out\.2\.weight.*too large for torch\.float16"):
+        merge_files(inputs, "2*a - b", out, torch.float16)
+    assert out.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a.safetensors",
+        "b.safetensors",
+        "out.safetensors",
+    ]
+
+
+def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
+    inputs = abc(tmp_path)
+    (tmp_path / "link.safetensors").symlink_to(inputs["a"])
+    for out in (inputs["a"], tmp_path / "link.safetensors"):
+        with pytest.raises(ValueError, match="is also the input 'a'"):
+            merge_files(inputs, "a + b - c", out, torch.float16)
+
+
+def test_too_little_room_is_known_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match="No room for"):
+        merged(abc(tmp_path), "a + b - c")
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
+    inputs = [f"a={write(tmp_path / 'a.safetensors', {KEY: torch.ones(10**6)})}"]
+    out = tmp_path / "out.safetensors"
+    out.write_bytes(b"old")
+
+    def limit_file_size() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))  # bytes
+
+    run = merge_command("--expression", "a", *inputs, "--out", str(out), before=limit_file_size)
+    assert run.returncode == 1
+    assert "File too large" in run.stderr
+    assert "an older file of this name is as it was" in run.stderr
+    assert "Traceback" not in run.stderr
+    assert out.read_bytes() == b"old"
+    assert not list(tmp_path.glob("*.partial"))
+
+
+# The command line
+
+
+def merge_command(
+    *options: str, before: Callable[[], None] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "stages.merge", *options],
+        cwd=ROOT,
+        env={**os.environ, "TRACEBACK": ""},
+        preexec_fn=before,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_help_says_what_to_type() -> None:
+    text = " ".join(merge_command("--help").stdout.split())
+    for words in ("a=FILE b=FILE", "0.6*a + 0.2*b + 0.2*c", "must sum to 1", "--recipe SECTION"):
+        assert words in text
+
+
+def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = abc(tmp_path)
+    named = [f"{name}={path}" for name, path in inputs.items() if name != "c"]
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "merge:\n  mixes:\n    hybrid: {expression: 0.5*a + 0.5*b, dtype: float32}\n"
+        "    listed:\n      expression: 0.5*a + 0.5*b\n      dtype: float32\n"
+        f"      inputs: {{a: {inputs['a']}, b: {inputs['b']}}}\n"
+    )
+    outs = [tmp_path / f"{i}.safetensors" for i in range(3)]
+    options = ["--params", str(params), "--report", str(tmp_path / "report.json")]
+    main(["--recipe", "merge.mixes.hybrid", *named, "--out", str(outs[0]), *options])
+    main(["--recipe", "merge.mixes.listed", "--out", str(outs[1]), *options])
+    main(["--expression", "0.5*a + 0.5*b", *named, "--out", str(outs[2]), "--dtype", "float32"])
+    first, *others = (load_file(out)[KEY] for out in outs)
+    assert all(torch.equal(first, other) for other in others)
+    assert json.loads(read_header(outs[0]).metadata[RECIPE])["name"] == "hybrid"
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["weights"] == {"a": 0.5, "b": 0.5}
+    assert report["bytes"] == outs[1].stat().st_size
+    assert "Merging 2 files" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--expression", "0.5*a + 0.5*x"], "'x', but no file is given for it. Add x=FILE"),
+        (["--expression", "0.5*a + 0.5*b"], "does not name 'c'"),
+        (["--expression", "0.5*a + 0.6*b"], "sum to 1.1"),
+        (["--expression", "a +"], "position 4"),
+        (["--expression", "a", "b"], "expected NAME=FILE"),
+        (["--expression", "a", "a=other"], "a name is given twice"),
+        (["--recipe", "merge.mixes.hybird"], "did you mean 'hybrid'?"),
+        (["--recipe", "merge.mixes.heavy"], "sum to 1.5"),
+    ],
+)
+def test_a_bad_command_ends_with_one_message(
+    tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "merge:\n  mixes:\n    hybrid: {expression: 0.5*a + 0.5*b, dtype: float16}\n"
+        "    heavy: {expression: a + 0.5*b, dtype: float16}\n"
+    )
+    named = [f"{name}={path}" for name, path in abc(tmp_path).items()]
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(SystemExit) as end:
+        main([*options, *named, "--out", str(out), "--params", str(params)])
+    assert words in str(end.value)
+    assert not out.exists()

@@ -1,0 +1,162 @@
+"""dvc.yaml tells the whole truth: its code deps, its paths, its params."""
+
+import ast
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.imports import ROOT, import_closure
+
+PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
+MODULE = re.compile(r"python -m (?P<module>stages\.\w+)")
+TORCH_FREE = ("choice", "download.py", "filter.py", "harness", "images", "midjourney", "split.py")
+NAMED_MAPS = (  # sections whose keys are names, and may differ between profiles
+    "download_weights",
+    "grids",
+    "ingredient_data",
+    "ingredients",
+    "merge.cocktails",
+    "merge.differences",
+    "merge.ingredients",
+    "merge.mixes",
+    "merge.references",
+    "select.checkpoint",
+    "split_part",
+    "train",
+    "train_ingredient",
+)
+
+
+def stage_groups() -> dict[str, dict[str, Any]]:
+    """Read the stages, those of a `foreach` once."""
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    return {name: stage.get("do", stage) for name, stage in stages.items()}
+
+
+GROUPS = stage_groups()
+
+
+def module_of(stage: dict[str, Any]) -> str:
+    found = MODULE.search(stage["cmd"])
+    assert found
+    return found["module"]
+
+
+def paths(entries: list[Any]) -> list[str]:
+    """List paths of deps or outs, which may carry options."""
+    return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_stage_is_named_after_its_module(name: str) -> None:
+    module = module_of(GROUPS[name]).removeprefix("stages.")
+    assert name == module or name.startswith(f"{module}_")
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_the_code_deps_of_a_stage_are_what_it_imports(name: str) -> None:
+    stage = GROUPS[name]
+    listed = {path for path in paths(stage["deps"]) if path.endswith(".py")}
+    module = ROOT / (module_of(stage).replace(".", "/") + ".py")
+    assert listed == {str(path.relative_to(ROOT)) for path in import_closure(module)}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_each_path_in_a_command_is_a_dep_or_an_out(name: str) -> None:
+    stage = GROUPS[name]
+    written = [*paths(stage.get("outs", [])), *paths(stage.get("metrics", []))]
+    declared = [*paths(stage["deps"]), *written, *paths(stage.get("plots", []))]
+    for word in shlex.split(stage["cmd"]):
+        value = word.partition("=")[2] or word
+        if "/" in value and not value.startswith("-"):
+            assert any(value == path or path.startswith(f"{value}/") for path in declared), value
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_no_stage_keeps_outputs_of_other_params(name: str) -> None:
+    assert "persist" not in str(GROUPS[name])
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """List dotted keys; below a map of names every name is written *."""
+    if not isinstance(value, dict):
+        yield prefix.removesuffix("."), value
+        return
+    for key, inner in value.items():
+        name = "*" if prefix.removesuffix(".") in NAMED_MAPS else key
+        yield from leaves(inner, f"{prefix}{name}.")
+
+
+def test_params_are_a_profile_s_own_schema() -> None:
+    assert PROFILES
+    schemas = {
+        path: {key for key, _ in leaves(yaml.safe_load(path.read_text("utf-8")))}
+        for path in [ROOT / "params.yaml", *PROFILES]
+    }
+    sections = {path: {key.split(".")[0] for key in keys} for path, keys in schemas.items()}
+    assert len({frozenset(keys) for keys in sections.values()}) == 1
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_each_grid_has_a_sheet_and_scores(path: Path) -> None:
+    params = yaml.safe_load(path.read_text("utf-8"))
+    wanted = {f"train_{run}" for run in params["train"]}
+    wanted |= {name.removeprefix("grid_cells_") for name in GROUPS if "grid_cells" in name}
+    assert set(params["grids"]) == wanted - {"train"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_each_grid_has_a_file_for_votes(path: Path) -> None:
+    for name in yaml.safe_load(path.read_text("utf-8"))["grids"]:
+        assert (ROOT / f"data/votes/{name}.csv").is_file()
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_the_mini_base_was_held_clear_of_the_split_s_seed(path: Path) -> None:
+    base = yaml.safe_load((ROOT / "models/base/params.yaml").read_text("utf-8"))
+    params = yaml.safe_load(path.read_text("utf-8"))
+    if params["base"]["weights"].startswith("models/base/"):
+        assert params["split"]["seed"] == base["corpus"]["seed"]
+
+
+def our_modules() -> list[Path]:
+    return sorted((ROOT / "stages").rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Name every module that a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("path", our_modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> None:
+    names = imported(path)
+    verbs = {f"stages.{verb.stem}" for verb in (ROOT / "stages").glob("*.py")} - {"stages.__init__"}
+    assert not names & verbs
+    place = path.relative_to(ROOT / "stages").parts[0]
+    packages = {name.split(".")[0] for name in names}
+    if place != "params.py" and path.name != "params.py":
+        assert "pydantic" not in packages
+    if place == "harness":
+        assert not {n for n in names if n.startswith("stages.") and "stages.harness" not in n}
+    if place in (
+        "midjourney",
+        "images",
+        "harness",
+        "choice",
+        "filter.py",
+        "download.py",
+        "split.py",
+    ):
+        assert not packages & {"torch", "diffusers", "transformers"}

@@ -1,0 +1,313 @@
+"""The release: what it says about itself, the gate of the licences, and the hashes."""
+
+import json
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from stages.diffusion.ancestry import made_from, read_lineage, read_parent
+from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.model import read_header, write_single_file
+from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.weights import merge_files
+from stages.release import run
+
+ROOT = Path(__file__).parent.parent
+KEY = "model.diffusion_model.out.2.weight"
+PARAMS = ReleaseParams(
+    name="vodka-1.0",
+    title="Vodka",
+    author="A. Author",
+    description="Draws *pictures*.",
+    date="2026-11-23",
+    licence="CreativeML Open RAIL-M",
+    tags=("photo", "art"),
+    usage_hint="Plain words",
+    resolution=512,
+)
+
+
+def write(path: Path, value: float, metadata: dict[str, str] | None = None) -> Path:
+    tensors = {KEY: torch.full((2, 2), float(value))}
+    write_single_file(path, tensors, metadata or {}, torch.float16)
+    return path
+
+
+def digest(path: Path) -> str:
+    return sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def winner(tmp_path: Path) -> Path:
+    """Make base -> 512 -> hybrid with an ingredient -> cocktail with another."""
+    base = write(tmp_path / "base.safetensors", 1)
+    parent = read_parent(base, read_header(base).metadata)
+    recipe = made_from({"kind": "train", "run": "512"}, {"base": parent})
+    trained = write(tmp_path / "512.safetensors", 2, {**recipe, "epoch": "40"})
+    x, y = write(tmp_path / "x.safetensors", 4), write(tmp_path / "y.safetensors", 8)
+    hybrid, cocktail = tmp_path / "hybrid.safetensors", tmp_path / "cocktail.safetensors"
+    pair = {"a": trained, "b": x}
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32, name="hybrid")
+    last = {"vodka": hybrid, "y": y, "x": x}
+    merge_files(last, "0.6*vodka + 0.2*x + 0.2*y", cocktail, torch.float16, name="512_trained")
+    return cocktail
+
+
+def ingredients(folder: Path) -> dict[str, Ingredient]:
+    names = {"base-model": "base", "realistic": "x", "general": "y"}
+    return {
+        name: Ingredient(
+            path=str(folder / f"{stem}.safetensors"),
+            licence=f"Licence of {name}",
+            merging_allowed=True,
+            source=f"https://example.org/{stem}",
+            attribution=f"Author of {name}",
+        )
+        for name, stem in names.items()
+    }
+
+
+def release(winner: Path, **changed: Ingredient) -> Path:
+    known = {**ingredients(winner.parent), **changed}
+    out = winner.parent / "release"
+    run(winner, out, winner.parent / "release.json", PARAMS, known)
+    return out / f"{PARAMS.name}.safetensors"
+
+
+def test_the_released_file_says_what_it_is(winner: Path) -> None:
+    path = release(winner)
+    metadata = read_header(path).metadata
+    spec = {
+        key.removeprefix("modelspec."): value
+        for key, value in metadata.items()
+        if key.startswith("modelspec.")
+    }
+    hash_of_tensors = spec.pop("hash_sha256")
+    assert spec == {
+        "sai_model_spec": "1.0.1",
+        "architecture": "stable-diffusion-v1",
+        "implementation": "https://github.com/CompVis/stable-diffusion",
+        "title": "Vodka",
+        "author": "A. Author",
+        "description": "Draws *pictures*.",
+        "date": "2026-11-23",
+        "license": "CreativeML Open RAIL-M",
+        "usage_hint": "Plain words",
+        "tags": "photo, art",
+        "resolution": "512x512",
+        "prediction_type": "epsilon",
+        "merged_from": "hybrid, realistic, general",
+    }
+    content = path.read_bytes()
+    start = min(entry.start for entry in read_header(path).tensors.values())
+    assert hash_of_tensors == "0x" + sha256(content[start:]).hexdigest()
+    assert read_lineage(metadata) == read_lineage(read_header(winner).metadata)
+    assert str(winner.parent) not in str(metadata)
+
+
+def test_the_weights_are_those_that_won(winner: Path) -> None:
+    before, after = load_file(winner), load_file(release(winner))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    value = 0.6 * (0.5 * 2 + 0.5 * 4) + 0.2 * 4 + 0.2 * 8
+    assert torch.equal(after[KEY], torch.full((2, 2), value).half())
+
+
+def test_a1111_finds_its_merge_keys(winner: Path) -> None:
+    metadata = read_header(release(winner)).metadata
+    recipe = json.loads(metadata["sd_merge_recipe"])
+    folder = winner.parent
+    assert recipe["primary_model_hash"] == digest(folder / "hybrid.safetensors")
+    assert recipe["tertiary_model_hash"] == digest(folder / "y.safetensors")
+    assert recipe["interp_method"] == "expression"
+    assert recipe["save_as_half"] is True
+    models = json.loads(metadata["sd_merge_models"])
+    hybrid = models[digest(folder / "hybrid.safetensors")]["sd_merge_recipe"]
+    assert (hybrid["interp_method"], hybrid["multiplier"]) == ("Weighted sum", 0.5)
+    x = models[digest(folder / "x.safetensors")]
+    empty = sha256(b"").hexdigest()[:8]  # the file ends before 1 MiB
+    assert x == {"name": "realistic", "legacy_hash": empty, "sd_merge_recipe": None}
+
+
+def test_the_card_tells_ancestry_licences_and_hashes(winner: Path) -> None:
+    path = release(winner)
+    card = path.with_suffix(".md").read_text()
+    for words in (
+        "# Vodka\n",
+        "`0.6*vodka + 0.2*x + 0.2*y`",
+        "- `vodka`: **hybrid**, `0.5*a + 0.5*b`",
+        "  - `a`: **512, epoch 40**, trained",
+        "    - `base`: **base-model** (",
+        "| 512, epoch 40 | 0.3 |",
+        "| realistic | 0.5 |",
+        "| general | 0.2 |",
+        "| base-model | Licence of base-model | Author of base-model | https://example.org/base |",
+        f"`{digest(path)}`",
+    ):
+        assert words in card, words
+
+
+def test_the_hashes_are_those_of_the_tools(winner: Path) -> None:
+    """AutoV1 reads at 1 MiB, so the file must be longer."""
+    tensors = {KEY: torch.randn(800_000, generator=torch.Generator().manual_seed(0))}
+    long = winner.parent / "long.safetensors"
+    recipe = {k: v for k, v in read_header(winner).metadata.items() if "cosmopolitan" in k}
+    write_single_file(long, tensors, recipe, torch.float16)
+    content = release(long).read_bytes()
+    report = json.loads((winner.parent / "release.json").read_text())
+    header = 8 + int.from_bytes(content[:8], "little")
+    assert report["sha256"] == sha256(content).hexdigest()
+    assert report["auto_v1"] == sha256(content[0x100000:0x110000]).hexdigest()[:8]
+    assert report["auto_v2"] == sha256(content).hexdigest()[:10]
+    assert report["auto_v3"] == sha256(content[header:]).hexdigest()[:12]
+    assert report["crc32"] == f"{zlib.crc32(content):08x}"
+    assert report["bytes"] == len(content)
+    assert report["ingredients"]["realistic"]["weight"] == 0.5
+
+
+def test_the_same_inputs_give_the_same_bytes(winner: Path) -> None:
+    first = release(winner)
+    before = [path.read_bytes() for path in (first, first.with_suffix(".md"))]
+    again = release(winner)
+    assert [path.read_bytes() for path in (again, again.with_suffix(".md"))] == before
+
+
+@pytest.mark.parametrize(
+    ("name", "route"),
+    [
+        ("realistic", "through x."),
+        ("base-model", "through hybrid <- 512, epoch 40 <- base."),
+    ],
+)
+def test_a_forbidding_licence_stops_the_release_by_name(
+    winner: Path, name: str, route: str
+) -> None:
+    forbidding = replace(ingredients(winner.parent)[name], merging_allowed=False)
+    with pytest.raises(ValueError, match="may not be merged and released") as refusal:
+        release(winner, **{name: forbidding})
+    assert f"{name!r} (Licence of {name}), {route}" in str(refusal.value)
+    assert not (winner.parent / "release").exists()
+
+
+def test_an_ingredient_outside_the_lineage_may_forbid_what_it_likes(winner: Path) -> None:
+    outside = write(winner.parent / "outside.safetensors", 9)
+    forbidding = replace(
+        ingredients(winner.parent)["general"], path=str(outside), merging_allowed=False
+    )
+    assert release(winner, outside=forbidding).is_file()
+
+
+def test_a_forbidden_model_inside_somebody_elses_merge_stops_the_release(winner: Path) -> None:
+    hidden = "ab" * 32
+    models = {hidden: {"name": "hidden.ckpt", "legacy_hash": "12345678"}}
+    y = winner.parent / "y.safetensors"
+    write(y, 8, {"sd_merge_models": json.dumps(models)})
+    out = winner.parent / "again.safetensors"
+    merge_files({"y": y}, "y", out, torch.float16)
+    forbidding = replace(
+        ingredients(winner.parent)["general"],
+        path="no/such/file",
+        sha256=hidden,
+        merging_allowed=False,
+    )
+    with pytest.raises(ValueError, match=r"'hidden'.*named by the program that merged one of the"):
+        release(out, hidden=forbidding)
+
+
+def test_a_source_without_a_licence_stops_the_release(winner: Path) -> None:
+    known = ingredients(winner.parent)
+    del known["general"]
+    with pytest.raises(ValueError, match="no licence is known for 1 of its sources") as refusal:
+        run(winner, winner.parent / "release", winner.parent / "r.json", PARAMS, known)
+    assert f"through y, SHA-256 {digest(winner.parent / 'y.safetensors')}" in str(refusal.value)
+
+
+def test_what_covers_a_merge_covers_what_it_was_made_of(winner: Path) -> None:
+    """A licence stated for the hybrid settles what lies behind it."""
+    known = ingredients(winner.parent)
+    del known["base-model"]
+    hybrid = replace(known["general"], path=str(winner.parent / "hybrid.safetensors"))
+    known["earlier"] = hybrid
+    run(winner, winner.parent / "release", winner.parent / "r.json", PARAMS, known)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda f: write(f / "cocktail.safetensors", 1), "tells no ancestry"),
+        (lambda f: (f / "cocktail.safetensors").unlink(), "no such file"),
+        (lambda f: (f / "x.safetensors").unlink(), "ingredient 'realistic' is missing"),
+        (lambda f: (f / "cocktail.safetensors").write_bytes(b"PK" + bytes(50)), "a pickle"),
+    ],
+)
+def test_bad_input_is_refused(winner: Path, change: Callable[[Path], Any], words: str) -> None:
+    change(winner.parent)
+    with pytest.raises((ValueError, OSError), match=words):
+        release(winner)
+
+
+def test_a_changed_byte_is_found(winner: Path) -> None:
+    content = bytearray(winner.read_bytes())
+    content[-1] ^= 1
+    winner.write_bytes(content)
+    with pytest.raises(ValueError, match="not those that its metadata names"):
+        release(winner)
+
+
+def test_another_version_of_an_ingredient_is_found(winner: Path) -> None:
+    x = replace(ingredients(winner.parent)["realistic"], sha256="0" * 64)
+    with pytest.raises(ValueError, match="Is it another version"):
+        release(winner, realistic=x)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"name": "a/b"}, "cannot name a file"), ({"date": "yesterday"}, "is no date")],
+)
+def test_bad_params_are_refused(change: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        replace(PARAMS, **change)  # type: ignore[arg-type]
+
+
+def test_it_runs_from_the_command_line(winner: Path) -> None:
+    folder = winner.parent
+    params = {
+        "release": {
+            **{key: getattr(PARAMS, key) for key in PARAMS.__slots__},
+            "tags": list(PARAMS.tags),
+        },
+        "ingredients": {
+            name: {key: value for key in i.__slots__ if (value := getattr(i, key)) is not None}
+            for name, i in ingredients(folder).items()
+        },
+    }
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    options = {
+        "--weights": winner,
+        "--out": folder / "release",
+        "--report": folder / "release.json",
+        "--params": folder / "params.yaml",
+    }
+    command = [str(word) for option in options.items() for word in option]
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.release", *command],
+        cwd=ROOT,
+        env={**os.environ, "TRACEBACK": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Released" in done.stdout
+    assert (folder / "release" / "vodka-1.0.safetensors").is_file()

@@ -1,0 +1,401 @@
+"""Choosing: the rule's order, a person's word, several places, honest intervals."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from stages import select
+from stages.choice.rule import Evidence, RuleParams, fill_places
+from stages.choice.scores import Score, resampled_means, score_table, write_scores
+from stages.choice.votes import Vote, davidson, read_votes, resampled_strengths
+from stages.harness.files import sha256_bytes
+from stages.harness.named import named_weights
+
+Report = dict[str, Any]
+RULE = RuleParams(min_votes=20, resamples=400, confidence=0.95, seed=1)
+PROMPTS = [f"prompt {i}" for i in range(12)]
+MIXES = ["64-difference", "96-difference", "hybrid-difference", "hybrid"]
+MIX_PLACES = {
+    "64": ["64-difference", "hybrid"],
+    "96": ["96-difference", "hybrid"],
+    "hybrid": ["hybrid-difference", "hybrid"],
+}
+
+
+def make_weights(folder: Path, names: list[str]) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / f"{name}.safetensors").write_text(f"weights of {name}")
+    return [f"{name}={folder / name}.safetensors" for name in names]
+
+
+def make_scores(path: Path, means: dict[str, float], noise: float = 0.01) -> Path:
+    """Score models on PROMPTS: each mean, plus what the prompt adds, plus noise."""
+    rng = random.Random(0)
+    rows = []
+    for index, prompt in enumerate(PROMPTS):
+        for model, mean in means.items():
+            for seed in (1, 2):
+                score = mean + index + rng.gauss(0, noise)
+                rows.append(Score(model, prompt, seed, 64, 64, score))
+    write_scores(path, rows)
+    return path
+
+
+def make_votes(path: Path, wins: list[tuple[str, str, int]], *, ties: int = 0) -> Path:
+    """Write votes: winner, loser, how often."""
+    lines = ["a,b,prompt,seed,winner"]
+    for winner, loser, count in wins:
+        lines += [f"{loser},{winner},prompt {i % 12},1,{winner}" for i in range(count)]
+        lines += [f"{loser},{winner},prompt {i % 12},1,tie" for i in range(ties)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+class Choosing:
+    """Runs the stage in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scores: list[Path] = []
+        self.loss: Path | None = None
+        self.votes: Path | None = None
+        self.reference: str | None = None
+
+    def one(self, names: list[str], choice: str = "auto") -> Report:
+        return self._run(names, select.OneParams(choice=choice), "out.safetensors")
+
+    def several(
+        self, names: list[str], places: dict[str, list[str]], choice: str | list[str] = "auto"
+    ) -> Report:
+        return self._run(names, select.SeveralParams(choice=choice, places=places), "out")
+
+    def _run(
+        self, names: list[str], params: select.OneParams | select.SeveralParams, out: str
+    ) -> Report:
+        weights = named_weights(make_weights(self.folder / "weights", names))
+        measures = select.Measures(self.scores, self.loss, self.votes, self.reference)
+        report = self.folder / "report.json"
+        select.run("test", weights, measures, self.folder / out, report, params, RULE)
+        written: Report = json.loads(report.read_text())
+        return written
+
+    def chosen_weights(self, out: str = "out.safetensors") -> str:
+        return (self.folder / out).read_text()
+
+
+@pytest.fixture
+def choosing(tmp_path: Path) -> Choosing:
+    return Choosing(tmp_path)
+
+
+def test_the_best_score_wins_and_its_file_is_copied(choosing: Choosing, tmp_path: Path) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5, "c": 1.2})]
+    report = choosing.one(["a", "b", "c"])
+    assert report["choice"] == "b"
+    assert report["by"] == "score"
+    assert report["sha256"] == sha256_bytes(b"weights of b")
+    assert report["is_clear"] is True
+    assert "b (7" in report["reason"]
+    assert "before c" in report["reason"]
+    assert choosing.chosen_weights() == "weights of b"
+    assert not (tmp_path / "out.safetensors").is_symlink()
+
+
+def test_swapped_scores_give_another_choice(choosing: Choosing, tmp_path: Path) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5})]
+    assert choosing.one(["a", "b"])["choice"] == "b"
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.5, "b": 1.0})]
+    assert choosing.one(["a", "b"])["choice"] == "a"
+    assert choosing.chosen_weights() == "weights of a"
+
+
+def test_a_lead_within_chance_is_taken_and_told(choosing: Choosing, tmp_path: Path) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.01}, noise=1.0)]
+    report = choosing.one(["a", "b"])
+    means = {name: figures["score"] for name, figures in report["candidates"].items()}
+    assert report["choice"] == max(means, key=lambda name: means[name])
+    assert report["is_clear"] is False
+    assert "no clear winner" in report["reason"]
+
+
+def test_votes_come_before_scores_and_scores_before_losses(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["epoch_010", "epoch_020", "epoch_030"]
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text(
+        "epoch,train_loss,val_loss,low,high\n0,,0.6,,\n10,0.5,0.40,,\n20,0.4,0.50,,\n30,0.3,0.55,,\n"
+    )
+    report = choosing.one(names)
+    assert (report["choice"], report["by"]) == ("epoch_010", "validation loss")
+    assert report["is_clear"] is None
+    choosing.scores = [make_scores(tmp_path / "s.csv", dict(zip(names, (1, 2, 1), strict=True)))]
+    report = choosing.one(names)
+    assert (report["choice"], report["by"]) == ("epoch_020", "score")
+    wins = [(names[2], names[0], 30), (names[2], names[1], 30)]
+    choosing.votes = make_votes(tmp_path / "votes.csv", wins, ties=3)
+    report = choosing.one(names)
+    assert (report["choice"], report["by"]) == ("epoch_030", "votes")
+    assert "66 votes counted" in report["reason"]
+    assert report["is_clear"] is True
+
+
+def test_the_next_measure_decides_between_equals(choosing: Choosing, tmp_path: Path) -> None:
+    names = ["epoch_010", "epoch_020"]
+    choosing.scores = [make_scores(tmp_path / "s.csv", dict.fromkeys(names, 1.0), noise=0)]
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text("epoch,val_loss\n10,0.5\n20,0.4\n")
+    report = choosing.one(names)
+    assert report["choice"] == "epoch_020"
+    assert "no clear winner" in report["reason"]
+
+
+def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 2.0, "b": 1.0, "c": 1.0})]
+    choosing.votes = make_votes(tmp_path / "v.csv", [("b", "a", 5)])
+    report = choosing.one(["a", "b", "c"])
+    assert report["choice"] == "a"
+    assert "5 votes, fewer than select.rule.min_votes = 20" in report["reason"]
+    choosing.votes = make_votes(tmp_path / "v.csv", [("b", "a", 50)])
+    report = choosing.one(["a", "b", "c"])
+    assert report["choice"] == "a"
+    assert "do not compare all candidates" in report["reason"]
+    choosing.votes = tmp_path / "nobody voted.csv"
+    assert choosing.one(["a", "b", "c"])["choice"] == "a"
+
+
+def test_a_persons_name_wins_and_the_rules_choice_is_told(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5})]
+    report = choosing.one(["a", "b"], choice="a")
+    assert (report["choice"], report["by"]) == ("a", "a person")
+    assert "would have taken: b" in report["reason"]
+    assert choosing.chosen_weights() == "weights of a"
+
+
+def test_a_name_that_is_no_candidate_is_refused(choosing: Choosing, tmp_path: Path) -> None:
+    (tmp_path / "out.safetensors").write_text("the last choice")
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5})]
+    with pytest.raises(ValueError, match=r"select\.test: .*'c' is no candidate. Candidates: a, b"):
+        choosing.one(["a", "b"], choice="c")
+    assert choosing.chosen_weights() == "the last choice"
+
+
+def test_nothing_to_choose_by_is_refused_but_one_candidate_needs_nothing(
+    choosing: Choosing,
+) -> None:
+    with pytest.raises(ValueError, match="nothing to choose by"):
+        choosing.one(["a", "b"])
+    report = choosing.one(["a"])
+    assert (report["choice"], report["by"]) == ("a", "the only candidates")
+
+
+@pytest.mark.parametrize("worst", MIXES)
+def test_three_of_four_mixes_go_on_and_keep_their_places(
+    choosing: Choosing, tmp_path: Path, worst: str
+) -> None:
+    means = {name: 2.0 - (name == worst) + 0.1 * i for i, name in enumerate(MIXES)}
+    choosing.scores = [make_scores(tmp_path / "s.csv", means)]
+    report = choosing.several(MIXES, MIX_PLACES)
+    assert set(report["choice"].values()) == set(MIXES) - {worst}
+    for place, name in report["choice"].items():
+        assert name in MIX_PLACES[place]
+        assert choosing.chosen_weights(f"out/{place}.safetensors") == f"weights of {name}"
+    # only the place of the one that fell out has changed hands
+    at_home = sum(names[0] == report["choice"][place] for place, names in MIX_PLACES.items())
+    assert at_home == (3 if worst == "hybrid" else 2)
+
+
+def test_the_closest_call_of_several_is_the_one_at_the_border(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    means = dict(zip(MIXES, (3.0, 1.0, 2.0, 1.05), strict=True))
+    choosing.scores = [make_scores(tmp_path / "s.csv", means, noise=1.0)]
+    reason = choosing.several(MIXES, MIX_PLACES)["reason"]
+    assert "hybrid (" in reason
+    assert "before 96-difference (" in reason or "96-difference (" in reason
+    assert "no clear winner" in reason
+
+
+def test_of_each_kind_a_realistic_and_a_general_one_go_on(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["real-1", "real-2", "general", "bonus"]
+    places = {"realistic": ["real-1", "real-2"], "general": ["general"]}
+    choosing.scores = [
+        make_scores(
+            tmp_path / "s.csv", {"real-1": 1.0, "real-2": 2.0, "general": 0.0, "bonus": 9.0}
+        )
+    ]
+    report = choosing.several(names, places)
+    assert report["choice"] == {"realistic": "real-2", "general": "general"}
+    report = choosing.several(names, places, choice=["bonus", "general"])
+    assert report["choice"] == {"realistic": "bonus", "general": "general"}
+    assert choosing.chosen_weights("out/realistic.safetensors") == "weights of bonus"
+
+
+@pytest.mark.parametrize("choice", [["bonus"], ["bonus", "bonus"], "bonus"])
+def test_a_person_names_a_different_candidate_for_each_place(
+    choosing: Choosing, choice: str | list[str]
+) -> None:
+    places = {"realistic": ["r"], "general": ["g"]}
+    with pytest.raises(ValueError, match="2 different candidates, for the places realistic, gen"):
+        choosing.several(["r", "g", "bonus"], places, choice)
+
+
+def test_places_must_list_candidates_and_be_fillable(choosing: Choosing) -> None:
+    with pytest.raises(ValueError, match="place 'x' lists 'nobody', which is no candidate"):
+        choosing.several(["a"], {"x": ["nobody"]})
+    with pytest.raises(ValueError, match="nobody is left for place 'y'"):
+        choosing.several(["a"], {"x": ["a"], "y": ["a"]})
+
+
+def test_the_winner_is_compared_to_the_reference_which_is_never_chosen(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5, "bloody": 3.0})]
+    choosing.reference = "bloody"
+    report = choosing.one(["a", "b"])
+    assert report["choice"] == "b"
+    assert "Against the reference bloody: score -1.5" in report["reason"]
+    assert report["reference"]["score_lead"] == pytest.approx(-1.5, abs=0.05)
+    assert report["reference"]["score_lead_high"] < 0
+
+
+def test_votes_count_though_nobody_voted_on_the_reference(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.votes = make_votes(tmp_path / "v.csv", [("a", "b", 30)])
+    choosing.reference = "bloody"
+    report = choosing.one(["a", "b"])
+    assert (report["choice"], report["by"]) == ("a", "votes")
+    assert "nothing to compare by" in report["reason"]
+    choosing.votes = make_votes(tmp_path / "v.csv", [("a", "b", 30), ("bloody", "a", 30)])
+    report = choosing.one(["a", "b"])
+    assert report["choice"] == "a"
+    assert report["reference"]["votes_lead_high"] < 0
+
+
+def test_a_failed_picture_counts_as_the_worst_of_its_cell() -> None:
+    rows = [Score("a", "p", 1, 64, 64, 5.0), Score("a", "p", 2, 64, 64, 9.0)]
+    rows += [Score("b", "p", 1, 64, 64, 6.0), Score("b", "p", 2, 64, 64, None)]
+    table = score_table(rows, ["a", "b"], "s.csv")
+    assert table.means.tolist() == [[7.0], [7.5]]
+    assert table.failed == {"b": 1}
+
+
+def test_scores_that_do_not_compare_are_refused(choosing: Choosing, tmp_path: Path) -> None:
+    scores = make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.5})
+    choosing.scores = [scores]
+    with pytest.raises(ValueError, match=r"s\.csv: no scores of 'c'; it holds a, b"):
+        choosing.one(["a", "c"])
+    scores.write_text(scores.read_text().rsplit("\n", 2)[0] + "\n")
+    with pytest.raises(ValueError, match="not scored on the same cells"):
+        choosing.one(["a", "b"])
+    scores.write_text(scores.read_text() + "a,p,1,64,64,nan\n")
+    with pytest.raises(ValueError, match=r"line 49: not a score"):
+        choosing.one(["a", "b"])
+
+
+def test_scores_that_are_missing_are_told_with_who_writes_them(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.scores = [tmp_path / "s.csv"]
+    with pytest.raises(FileNotFoundError, match=r"s\.csv: no such file. .*stages\.grid score"):
+        choosing.one(["a", "b"])
+
+
+def test_an_epoch_of_another_run_is_refused(choosing: Choosing, tmp_path: Path) -> None:
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text("epoch,val_loss\n10,0.5\n")
+    with pytest.raises(ValueError, match="no loss of 'epoch_020'; it holds epochs 10"):
+        choosing.one(["epoch_010", "epoch_020"])
+
+
+def test_broken_votes_are_told_by_line_and_the_rest_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "votes.csv"
+    path.write_text(
+        "a,b,prompt,seed,winner\na,b,p,1,a\na,ghost,p,1,a\na,b,p\na,b,p,2,both_bad\na,b,p,1,maybe\n"
+    )
+    ballot = read_votes(path, ["a", "b"])
+    assert [vote.winner for vote in ballot.votes] == ["a", None]
+    assert [problem.split(": ")[0].split(", ")[1] for problem in ballot.problems] == [
+        "line 3",
+        "line 4",
+        "line 6",
+    ]
+    assert "no such model: 'ghost'" in ballot.problems[0]
+
+
+def test_davidsons_model_finds_known_strengths() -> None:
+    strengths, log_nu = np.array([0.8, 0.1, -0.2, -0.7]), -0.3
+    rng = np.random.default_rng(0)
+    pairs = [(i, j) for i in range(4) for j in range(i + 1, 4)]
+    counts = []
+    for i, j in pairs:
+        weights = np.exp([strengths[i], strengths[j], log_nu + (strengths[i] + strengths[j]) / 2])
+        counts.append(rng.multinomial(4000, weights / weights.sum()))
+    found = davidson(np.array(counts, float), pairs, 4)
+    assert found == pytest.approx(strengths, abs=0.08)
+
+
+def test_davidsons_model_of_two_without_ties_is_the_logit_of_the_wins() -> None:
+    found = davidson(np.array([[750.0, 250.0, 0.0]]), [(0, 1)], 2)
+    assert found[0] - found[1] == pytest.approx(np.log(3), abs=0.01)
+
+
+def test_who_wins_every_vote_has_a_finite_strength() -> None:
+    votes = [Vote("a", "b", f"p{i % 5}", 1, "a") for i in range(40)]
+    strengths, resampled = resampled_strengths(votes, ["a", "b"], 50, seed=1)
+    assert strengths[0] > 1
+    assert np.isfinite(resampled).all()
+
+
+def test_intervals_resample_prompts_not_pictures() -> None:
+    """Twenty seeds of one prompt say no more about other prompts than one."""
+    rng = np.random.default_rng(0)
+    by_prompt = rng.normal(size=10)
+    rows = [Score("a", f"p{p}", s, 64, 64, by_prompt[p]) for p in range(10) for s in range(20)]
+    table = score_table(rows, ["a"], "s.csv")
+    spread = resampled_means(table, 4000, seed=1)[0].std()
+    assert spread == pytest.approx(by_prompt.std() / np.sqrt(10), rel=0.05)
+
+
+def test_the_best_that_fit_go_on_whatever_the_order_of_places() -> None:
+    places = {"x": ["a", "b"], "y": ["a", "c"]}
+    assert fill_places(["a", "b", "c"], places) == {"x": "b", "y": "a"}
+    assert fill_places(["a", "c", "b"], places) == {"x": "a", "y": "c"}
+
+
+def test_a_lower_loss_is_the_better_one() -> None:
+    evidence = Evidence("validation loss", {"a": 0.5}, lower_is_better=True)
+    assert evidence.merit("a") == -0.5
+
+
+def test_the_command_line_reads_the_choices_own_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = {"min_votes": 20, "resamples": 100, "confidence": 0.95, "seed": 1}
+    section = {"rule": rule, "checkpoint": {64: {"choice": "epoch_020"}}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"select": section}))
+    make_weights(tmp_path / "run", ["epoch_010", "epoch_020"])
+    monkeypatch.chdir(tmp_path)
+    words = ["select", "checkpoint", "64", "--from", "run", "--out", "models/vodka/64.safetensors"]
+    monkeypatch.setattr("sys.argv", [*words, "--report", "reports/select/checkpoint-64.json"])
+    select.main()
+    assert (tmp_path / "models/vodka/64.safetensors").read_text() == "weights of epoch_020"
+    assert "epoch_020: named in the params" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*words, "--report", "r.json", "--votes", "none.csv"])
+    section["checkpoint"] = {64: {"choice": "epoch_030"}}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"select": section}))
+    with pytest.raises(SystemExit, match=r"Candidates: epoch_010, epoch_020"):
+        select.main()

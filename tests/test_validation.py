@@ -1,0 +1,108 @@
+"""Validation: a figure that moves only when the weights do, and an interval around its change."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from stages.diffusion.dataset import Dataset, epoch_batches
+from stages.diffusion.validation import (
+    everydream2_loss,
+    paired_interval,
+    stratified_timestep,
+    validation_errors,
+)
+
+CPU = torch.device("cpu")
+
+
+def dataset(ids: list[str]) -> Dataset:
+    """Make examples whose latents and captions depend on their id alone; two shapes."""
+    shapes = [(4, 4, 4) if int(id_) % 3 else (4, 2, 6) for id_ in ids]
+    return Dataset(
+        ids=tuple(ids),
+        latents=tuple(torch.full(s, float(i)) for i, s in zip(ids, shapes, strict=True)),
+        caption_rows=torch.tensor([int(id_) % 2 for id_ in ids]),
+        captions=torch.stack([torch.zeros(3, 2), torch.ones(3, 2)]),
+    )
+
+
+def measure(latents: Tensor, noise: Tensor, timesteps: Tensor, captions: Tensor) -> Tensor:
+    """Stand in for a UNet: every argument matters, and each picture is measured by itself."""
+    mixed = (
+        latents + noise * timesteps[:, None, None, None] + captions.sum((1, 2))[:, None, None, None]
+    )
+    return mixed.square().flatten(1).mean(1)
+
+
+def errors(ids: list[str], batch_size: int, seed: int = 1) -> dict[tuple[str, int], float]:
+    data = dataset(ids)
+    found = validation_errors(
+        measure,
+        data,
+        seed=seed,
+        timesteps_per_example=4,
+        total_timesteps=1000,
+        batch_size=batch_size,
+        device=CPU,
+    )
+    return {(id_, k): float(found[row, k]) for row, id_ in enumerate(data.ids) for k in range(4)}
+
+
+IDS = [str(i) for i in range(11)]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
+def test_errors_are_equal_for_any_batch_size_and_order(batch_size: int) -> None:
+    assert errors(IDS[::-1], batch_size) == pytest.approx(errors(IDS, 3))
+
+
+def test_an_examples_errors_do_not_depend_on_its_neighbours() -> None:
+    alone, together = errors(["4"], 3), errors(IDS, 3)
+    assert alone == pytest.approx({key: together[key] for key in alone})
+
+
+def test_another_seed_asks_other_questions() -> None:
+    assert errors(IDS, 3, seed=2) != pytest.approx(errors(IDS, 3))
+
+
+def test_timesteps_are_one_from_each_part_of_the_schedule() -> None:
+    for id_ in IDS:
+        drawn = [stratified_timestep(k, 4, 1000, 1, id_) for k in range(4)]
+        assert [t // 250 for t in drawn] == [0, 1, 2, 3]
+    assert {stratified_timestep(0, 1, 3, 1, str(i)) for i in range(50)} == {0, 1, 2}
+
+
+def test_everydream2s_figure_takes_one_timestep_of_each_example_and_stays() -> None:
+    found = np.arange(4000.0).reshape(1000, 4) % 4  # the error is the number of the part
+    ids = [str(i) for i in range(1000)]
+    loss = everydream2_loss(found, ids)
+    assert loss == everydream2_loss(found, ids)
+    assert loss == pytest.approx(1.5, abs=0.15)
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    intervals = [paired_interval(rng.normal(0.3, 1, 80)) for _ in range(200)]
+    assert 180 <= sum(i.low <= 0.3 <= i.high for i in intervals) <= 199
+
+
+def test_pairing_sees_a_change_far_below_the_spread_of_the_examples() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.gamma(2, 0.07, 300)  # losses of pictures differ much
+    after = before - 0.001 + rng.normal(0, 0.002, 300)
+    paired = paired_interval(after - before)
+    assert paired.high < 0
+    assert paired.high - paired.low < 0.001
+    unpaired = paired_interval(rng.permutation(after) - before)
+    assert unpaired.low < 0 < unpaired.high
+
+
+def test_each_row_comes_once_an_epoch_in_batches_of_one_shape() -> None:
+    data = dataset(IDS)
+    batches = epoch_batches(data, 2, seed=1, epoch=5)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(IDS)))
+    assert all(len({data.latents[row].shape for row in batch}) == 1 for batch in batches)
+    assert batches == epoch_batches(data, 2, seed=1, epoch=5)
+    assert batches != epoch_batches(data, 2, seed=1, epoch=6)
+    assert batches != epoch_batches(data, 2, seed=2, epoch=5)

@@ -1,0 +1,87 @@
+"""A clone of this repository whose recipe runs in minutes: random models, few pictures."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from stages.diffusion.model import save_single_file
+from tests.imports import ROOT
+from tests.tiny_clip import make_tiny_clip
+from tests.tiny_sd import make_tiny_sd
+
+NEEDED = ("data/ingredients", "data/sample", "data/votes", "stages", "dvc.yaml", ".dvcignore")
+RAN = re.compile(r"^Running stage '(.+)':$", re.MULTILINE)
+QUICK = {"bucket_step_px": 16, "batch_size": 8, "validation_timesteps": 1, "learning_rate": 0.001}
+
+
+def tiny_params() -> dict[str, Any]:
+    """Shrink the mini profile: the same keys, less work."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "profiles/mini.yaml").read_text("utf-8"))
+    params["filter"]["top_users"] = 3
+    params["base"] = {
+        "weights": "models/tiny/base.safetensors",
+        "config": "models/tiny/config",
+        "scorer": "models/tiny/clip",
+    }
+    params["ingredients"]["base"]["path"] = params["base"]["weights"]
+    for run in params["train"].values():
+        run |= {**QUICK, "resolution": run["resolution"] // 2, "max_epochs": 2}
+        run["checkpoint_every_epochs"] = 1
+    for run in params["train_ingredient"].values():
+        run |= {**QUICK, "resolution": 32}
+    params["grid"] |= {"prompts": ["cat", "red apple"], "sizes": [[32, 32]], "steps": 2}
+    params["select"]["rule"]["resamples"] = 100
+    return params
+
+
+class TinyRecipe:
+    """A folder in which `dvc repro` makes a release of noise, quickly."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in NEEDED:
+            source, place = ROOT / name, folder / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if source.is_dir():
+                shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(source, place)
+        tiny = folder / "models/tiny"
+        sd = make_tiny_sd(tiny / "config")
+        save_single_file(
+            tiny / "base.safetensors", sd.unet, sd.vae, sd.text_encoder, {}, torch.float16
+        )
+        make_tiny_clip(tiny / "clip")
+        self.params = tiny_params()
+        self.write_params()
+        self.call("git", "init", "--quiet")
+        self.call("dvc", "init", "--quiet")
+
+    def write_params(self) -> None:
+        text = yaml.safe_dump(self.params, sort_keys=False)
+        (self.folder / "params.yaml").write_text(text, encoding="utf-8")
+
+    def repro(self, *targets: str) -> set[str]:
+        """Run `dvc repro`; give the names of the stages that ran."""
+        return set(RAN.findall(self.call("dvc", "repro", *targets)))
+
+    def call(self, *command: str) -> str:
+        """Run a command here, with this environment's programs; it must succeed."""
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env={**os.environ, "PATH": programs, "DVC_NO_ANALYTICS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
