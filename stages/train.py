@@ -34,7 +34,8 @@ from stages.images.manifest import Entry, read_manifest, read_pictures
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
     from stages.diffusion.dataset import Example
-    from stages.diffusion.loop import History, TrainParams
+    from stages.diffusion.history import History
+    from stages.diffusion.train_params import TrainParams
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 ROOT = Path(__file__).parent.parent
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(argv)
     wait_politely()
-    from stages.diffusion.loop import TrainParams
+    from stages.diffusion.train_params import TrainParams
 
     with clear_errors():
         if not RUN_NAME.fullmatch(options.run):

@@ -27,11 +27,13 @@ from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
 from stages.download import run
+from stages.harness import patience
 from stages.harness.params import load_params
+from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, fetch
+from stages.images import address
 from stages.images.address import is_public
-from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture, retry_after_s
+from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import without_metadata
@@ -67,7 +69,7 @@ def image_server() -> Iterator[ImageServer]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.01)
 
 
 def write_pairs(path: Path, links: dict[str, str]) -> Path:

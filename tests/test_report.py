@@ -20,10 +20,11 @@ from stages import grid, release, select, split
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
 from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
+from stages.diffusion.history import History
 from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.loop import History, TrainParams
 from stages.diffusion.model import read_header, write_single_file
 from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.train_params import TrainParams
 from stages.diffusion.weights import merge_files
 from stages.harness.files import sha256_file, write_json
 from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish

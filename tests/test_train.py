@@ -26,9 +26,10 @@ from safetensors import safe_open
 
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.dataset import Example, encode
-from stages.diffusion.loop import Trained, TrainParams, train
+from stages.diffusion.loop import Trained, train
 from stages.diffusion.model import Models, load_models, read_header, save_single_file
 from stages.diffusion.optimizers import DAdaptAdam
+from stages.diffusion.train_params import TrainParams
 from stages.harness.files import sha256_bytes, sha256_file
 from stages.images.bucket import Bucket
 from stages.train import main

@@ -16,9 +16,10 @@ from models.base.heldout import planned_caption
 from models.base.judge import similarities
 from models.base.pictures import BASE_STYLES, STYLE_WORDS, Corpus, as_pixel_values
 from stages.diffusion.dataset import Example
-from stages.diffusion.loop import TrainParams, train
+from stages.diffusion.loop import train
 from stages.diffusion.model import Models, load_models
 from stages.diffusion.sample import SamplingParams, draw
+from stages.diffusion.train_params import TrainParams
 from stages.images.holdout import validation_rows
 from stages.images.manifest import read_manifest, read_pictures
 

@@ -5,7 +5,6 @@ Everything random belongs to a key of (seed, example id, epoch), and the order o
 and goes on from a checkpoint as if it had never stopped.
 """
 
-import dataclasses
 import shutil
 import signal
 import time
@@ -15,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,159 +28,21 @@ from stages.diffusion.checkpoint import (
     save_checkpoint,
 )
 from stages.diffusion.dataset import NO_CAPTION, Dataset, Example, encode, epoch_batches
-from stages.diffusion.early_stop import stop_epoch
+from stages.diffusion.history import History
 from stages.diffusion.loss import min_snr_weights, noise_errors
 from stages.diffusion.model import Models, save_single_file
-from stages.diffusion.optimizers import OPTIMIZERS, build_optimizer
-from stages.diffusion.validation import (
-    Floats,
-    Interval,
-    everydream2_loss,
-    paired_interval,
-    validation_errors,
-)
+from stages.diffusion.optimizers import build_optimizer
+from stages.diffusion.train_params import PRECISIONS, TrainParams
+from stages.diffusion.validation import validation_errors
 from stages.harness.files import replacing, sha256_bytes, sha256_json
-from stages.harness.params import Params
 from stages.harness.progress import Progress
 from stages.images.bucket import buckets
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# These decide where a run ends, not how it gets there: changed, they go on with the old run.
-ENDS = ("max_epochs", "stop_patience")
-# Ranges of params.
-POSITIVE = (
-    "learning_rate",
-    "batch_size",
-    "gradient_accumulation",
-    "max_epochs",
-    "checkpoint_every_epochs",
-    "validation_timesteps",
-)
-NOT_NEGATIVE = (
-    "text_encoder_learning_rate",
-    "weight_decay",
-    "stop_patience",
-    "max_gradient_norm",
-    "min_snr_gamma",
-    "noise_offset",
-)
-SHARES = ("caption_dropout", "ema_decay")
 Say = Callable[[str], None]
 
 
 def say_nothing(line: str) -> None:
     """Keep a line of progress to oneself."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainParams(Params):
-    """Section `train.<run>`."""
-
-    resolution: int  # px; side of a square picture, whose area other shapes do not exceed
-    bucket_step_px: int  # 64 for SD 1.5, 8 for the mini model
-    max_aspect: float  # longer side / shorter side of a bucket
-    learning_rate: float  # of the UNet; for dadaptation a multiplier, 1.0
-    text_encoder_learning_rate: float  # 0 leaves the text encoder as it is
-    optimizer: str  # adamw or dadaptation
-    weight_decay: float  # share of a weight lost per step and unit of learning rate
-    batch_size: int  # examples of one bucket
-    gradient_accumulation: int  # batches per optimizer step
-    max_epochs: int
-    checkpoint_every_epochs: int  # the weights of these epochs are kept, and the best one's
-    caption_dropout: float  # share of captions left out, which classifier-free guidance needs
-    validation_timesteps: int  # K, per example; evenly spread over the noise schedule
-    stop_patience: int  # validations in a row that are surely worse than the best; 0 never stops
-    seed: int
-    precision: str  # fp32 or bf16; weights and optimizer are float32 in both
-    max_gradient_norm: float  # over all trained weights; 0 for no limit
-    ema_decay: float  # of the weights' running average, which is then what is kept; 0 for none
-    min_snr_gamma: float  # weighs timesteps, arXiv 2303.09556; 0 for equal weights
-    noise_offset: float  # 0 for none
-
-    def __post_init__(self) -> None:
-        """Check the ranges."""
-        for name in POSITIVE:
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in (*NOT_NEGATIVE, *SHARES):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        for name in SHARES:
-            if getattr(self, name) >= 1:
-                raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
-        self._check_name("optimizer", OPTIMIZERS)
-        self._check_name("precision", PRECISIONS)
-        buckets(self.resolution, self.max_aspect, self.bucket_step_px)
-
-    def _check_name(self, field_name: str, known: Iterable[str]) -> None:
-        value = getattr(self, field_name)
-        if value not in known:
-            raise ValueError(f"{field_name} must be {' or '.join(known)}, got {value!r}")
-
-    @property
-    def trains_text_encoder(self) -> bool:
-        """Whether the text encoder learns too."""
-        return self.text_encoder_learning_rate > 0
-
-    def without_ends(self) -> dict[str, Any]:
-        """Give what decides how a run goes, as JSON holds it."""
-        values = dataclasses.asdict(self)
-        return {name: value for name, value in values.items() if name not in ENDS}
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What validation and training said, epoch by epoch."""
-
-    ids: tuple[str, ...]  # of the validation examples
-    errors: Floats  # (E, N, K), of epoch 0, the base, to E - 1
-    train_losses: tuple[float, ...]  # of epochs 1 to E - 1, while they were trained
-
-    def __len__(self) -> int:
-        return len(self.errors)
-
-    @property
-    def losses(self) -> Floats:
-        """(E, N), of each validation example."""
-        losses: Floats = self.errors.astype(np.float64).mean(2)
-        return losses
-
-    @property
-    def means(self) -> list[float]:
-        """(E,), what the graph shows."""
-        return [float(loss) for loss in self.losses.mean(1)]
-
-    @property
-    def best(self) -> int:
-        """The epoch of the lowest validation loss, the base left out."""
-        return 1 + int(np.argmin(self.means[1:]))
-
-    def bins(self, epoch: int) -> list[float]:
-        """(K,), the loss by part of the noise schedule, from clean to noisy."""
-        return [float(loss) for loss in self.errors[epoch].astype(np.float64).mean(0)]
-
-    def change(self, epoch: int) -> Interval:
-        """Say where the change of the loss since the base lies."""
-        return paired_interval(self.losses[epoch] - self.losses[0])
-
-    def everydream2(self, epoch: int) -> float:
-        """Give the figure that EveryDream2 would."""
-        return everydream2_loss(self.errors[epoch], self.ids)
-
-    def until(self, epoch: int) -> "History":
-        """Forget what came after an epoch."""
-        return History(self.ids, self.errors[: epoch + 1], self.train_losses[:epoch])
-
-    def end(self, params: TrainParams) -> int | None:
-        """Find the epoch with which the run ends; None if it is to go on."""
-        stop = stop_epoch(self.losses, params.stop_patience) if params.stop_patience else None
-        end = params.max_epochs if stop is None else min(stop, params.max_epochs)
-        return end if end < len(self) else None
-
-    def kept(self, params: TrainParams) -> list[int]:
-        """List the epochs whose weights are kept."""
-        every = params.checkpoint_every_epochs
-        return sorted({*range(every, len(self), every), *([self.best] if len(self) > 1 else [])})
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from email.utils import parsedate_to_datetime
 
 FIRST_PAUSE_S = 0.5  # doubles with each try
 LONGEST_PAUSE_S = 60.0
+LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more is left alone
 
 
 def back_off_s(tries: int) -> float:

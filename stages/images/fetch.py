@@ -2,13 +2,10 @@
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
@@ -16,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import aiohttp
 
 from stages.harness.params import Params
+from stages.harness.patience import LONGEST_RETRY_AFTER_S, back_off_s, retry_after_s
 from stages.images.address import PrivateAddressError, public_socket
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, original, picture_key
@@ -27,9 +25,6 @@ from stages.images.verify import verify
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 PIECE_BYTES = 1 << 16
-FIRST_PAUSE_S = 0.5  # doubles with each try
-LONGEST_PAUSE_S = 60.0
-LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more is left alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,28 +294,6 @@ def judge_status(status: int, retry_after: str | None) -> Failed | Again | None:
             return Again("server_error", retry_after_s(retry_after))
         case _:
             return Failed("refused")
-
-
-def retry_after_s(header: str | None) -> float | None:
-    """Read Retry-After, which holds seconds or a date; None if it is neither.
-
-    Source: RFC 9110, 10.2.3.
-    """
-    text = (header or "").strip()
-    if text.isdecimal() and text.isascii():
-        return float(text)
-    try:
-        moment = parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
-
-
-def back_off_s(tries: int) -> float:
-    """Give a pause that doubles with each try, by chance cut to as little as half of it."""
-    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0**tries) * random.uniform(0.5, 1.0)
 
 
 def one_link_per_picture(links: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 import httpx
 
 from stages.harness.files import sha256_file
-from stages.harness.patience import back_off_s, retry_after_s
+from stages.harness.patience import LONGEST_RETRY_AFTER_S, back_off_s, retry_after_s
 from stages.harness.progress import Progress, clock
 from stages.harness.scratch import exclusive
 from stages.remote.address import Remote, authorization
@@ -22,7 +22,6 @@ from stages.remote.partial import BLOCK_BYTES, Partial
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 MAX_TRIES = 6  # in a row without a new byte
-LONGEST_RETRY_AFTER_S = 600.0  # a server that asks for more is left alone
 TIMEOUT = httpx.Timeout(60.0, connect=30.0)  # for each piece, not for the file
 CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
 SERVER_WORD = re.compile(rb"<Code>(\w{1,60})</Code>")  # S3's errors are XML
