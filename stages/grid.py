@@ -7,6 +7,7 @@ how well each shows its prompt.
 
 import argparse
 import gc
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from stages.choice.scores import Score, write_scores
 from stages.harness.files import sha256_file, sha256_folder, sha256_json, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive, replacing_folder, work_dir
 from stages.harness.threads import wait_politely
@@ -42,7 +43,7 @@ from stages.images.sheet import Row, Sheet, pages
 if TYPE_CHECKING:
     from stages.diffusion.scorer import Scorer
 
-Draw = Callable[[Cell], Image.Image]
+Draw = Callable[[list[Cell]], list[Image.Image]]  # a full batch of one size
 # What one picture may die of: too little memory, a shape that the UNet cannot halve, NaN.
 CELL_ERRORS = (RuntimeError, ValueError, ArithmeticError)
 
@@ -89,6 +90,7 @@ def run_cells(
             "steps": params.steps,
             "guidance": params.guidance,
             "dtype": params.dtype,
+            "batch_size": params.batch_size,
             "drawing": drawing_version(),
         }
         models = {column.name: column.sha256 for column in columns}
@@ -127,13 +129,16 @@ def draw_missing(
     for column in columns:
         if missing[column.name]:
             draw = open_model(column.weights, config)
-            for cell in missing[column.name]:
-                try:
-                    cache.put(cell, draw(cell))
-                except CELL_ERRORS as error:
-                    failures[cell.address] = f"{type(error).__name__}: {error}"
-                    print(f"{column.name}, seed {cell.seed}, {cell.prompt!r}: {error}", flush=True)
-                progress.advance()
+            for batch in batches(missing[column.name]):
+                for cell, drawn in draw_batch(draw, batch).items():
+                    if isinstance(drawn, Image.Image):
+                        cache.put(cell, drawn)
+                    else:
+                        failures[cell.address] = f"{type(drawn).__name__}: {drawn}"
+                        print(
+                            f"{column.name}, seed {cell.seed}, {cell.prompt!r}: {drawn}", flush=True
+                        )
+                    progress.advance()
             del draw
             gc.collect()  # one model in memory at a time
     if total:
@@ -141,14 +146,39 @@ def draw_missing(
     return failures
 
 
+def batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Group cells of one size, in their order, as many as are drawn at once."""
+    for _, same in itertools.groupby(cells, key=lambda cell: (cell.width, cell.height)):
+        of_one_size = list(same)
+        size = of_one_size[0].batch_size
+        for start in range(0, len(of_one_size), size):
+            yield of_one_size[start : start + size]
+
+
+def draw_batch(draw: Draw, batch: list[Cell]) -> dict[Cell, Image.Image | Exception]:
+    """Draw a batch, filled up to its full size; after an error, each picture of it alone.
+
+    Returns:
+        By cell, the picture or what it died of.
+    """
+    try:
+        drawn = draw([*batch, *batch[-1:] * (batch[0].batch_size - len(batch))])
+        return dict(zip(batch, drawn, strict=False))
+    except CELL_ERRORS as error:
+        if len(batch) == 1:
+            return {batch[0]: error}
+    return {cell: drawn for one in batch for cell, drawn in draw_batch(draw, [one]).items()}
+
+
 def open_model(weights: Path, config: Path) -> Draw:
-    """Load a model when its first cell is drawn, as that cell wants it."""
+    """Load a model when its first batch is drawn, as that batch wants it."""
     from stages.diffusion.render import open_models
     from stages.diffusion.sample import SamplingParams, draw
 
     loaded = {}
 
-    def draw_cell(cell: Cell) -> Image.Image:
+    def draw_cells(cells: list[Cell]) -> list[Image.Image]:
+        cell = cells[0]
         if cell.dtype not in loaded:
             loaded[cell.dtype] = open_models(weights, config, cell.dtype)
         sampling = SamplingParams(
@@ -157,9 +187,16 @@ def open_model(weights: Path, config: Path) -> Draw:
             guidance=cell.guidance,
             negative_prompt=cell.negative_prompt,
         )
-        return draw(loaded[cell.dtype], cell.prompt, cell.seed, cell.width, cell.height, sampling)
+        return draw(
+            loaded[cell.dtype],
+            [cell.prompt for cell in cells],
+            [cell.seed for cell in cells],
+            cell.width,
+            cell.height,
+            sampling,
+        )
 
-    return draw_cell
+    return draw_cells
 
 
 def _columns(weights: dict[str, Path], config: Path, params: GridParams) -> list[Column]:
@@ -338,13 +375,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores, a CSV file")
 
     for word in (cells, sheet):
-        word.add_argument(
-            "--params",
-            type=Path,
-            default=DEFAULT_PARAMS,
-            metavar="FILE",
-            help=f"every value that one may change (default: {DEFAULT_PARAMS})",
-        )
+        add_params_option(word)
     return parser.parse_args(argv)
 
 

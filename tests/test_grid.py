@@ -38,10 +38,11 @@ PARAMS = GridParams(
     steps=2,
     guidance=3.0,
     dtype="float32",
+    batch_size=3,
     sheet=SheetParams(scale=1, max_side_px=4000),
 )
 CELLS = 8  # of each model
-KILLED_AFTER = 11  # cells: in the second model
+KILLED_AFTER = 11  # cells: in the second model, where a batch ends
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +91,11 @@ def cached(scratch: Path) -> dict[str, int]:
 
 
 def fake_model(weights: Path, config: Path) -> grid.Draw:
-    def draw_cell(cell: Cell) -> Image.Image:
-        return Image.new("RGB", (cell.width, cell.height), (cell.seed, len(cell.prompt), 0))
+    def draw_cells(cells: list[Cell]) -> list[Image.Image]:
+        assert len(cells) == PARAMS.batch_size, "kernels round by the size of a batch"
+        return [Image.new("RGB", (c.width, c.height), (c.seed, len(c.prompt), 0)) for c in cells]
 
-    return draw_cell
+    return draw_cells
 
 
 def test_cells_do_not_depend_on_what_else_is_drawn(
@@ -152,13 +154,13 @@ from tests.test_grid import PARAMS, fake_model
 left = {KILLED_AFTER}
 def open_model(weights, config):
     draw = fake_model(weights, config)
-    def draw_cell(cell):
+    def draw_cells(cells):
         global left
-        left -= 1
-        if left < 0:
+        if left <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
-        return draw(cell)
-    return draw_cell
+        left -= len(set(cells))
+        return draw(cells)
+    return draw_cells
 
 grid.open_model = open_model
 run, config, out = map(Path, sys.argv[1:])
@@ -188,12 +190,13 @@ def test_a_cell_that_fails_is_marked_and_drawn_when_it_can_be(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def open_model(weights: Path, config: Path) -> grid.Draw:
-        draw_cell = fake_model(weights, config)
+        draw_cells = fake_model(weights, config)
 
-        def fails_once(cell: Cell) -> Image.Image:
-            if (cell.prompt, cell.seed, cell.width) == ("cat", 2, 48) and "002" in weights.name:
+        def fails_once(cells: list[Cell]) -> list[Image.Image]:
+            wanted = {(cell.prompt, cell.seed, cell.width) for cell in cells}
+            if ("cat", 2, 48) in wanted and "002" in weights.name:
                 raise RuntimeError("out of memory")
-            return draw_cell(cell)
+            return draw_cells(cells)
 
         return fails_once
 
@@ -312,8 +315,8 @@ def test_the_drawing_code_draws_what_its_version_stands_for(
     monkeypatch.setattr(models.vae, "decode", decode_seen)
     for sampler in SAMPLERS:
         params = SamplingParams(sampler=sampler, steps=3, guidance=2.0, negative_prompt="dog")
-        draw(models, "cat", 7, 32, 32, params)
-    assert DRAWING_VERSION == 1
+        draw(models, ["cat"], [7], 32, 32, params)
+    assert DRAWING_VERSION == 2
     assert dict(zip(SAMPLERS, latents, strict=True)) == {
         "ddim": pytest.approx([-1.94021, 1.25323, 2.48474], abs=1e-4),
         "dpmpp_2m": pytest.approx([-8.98610, 5.90383, 11.66985], abs=1e-4),
@@ -325,7 +328,7 @@ def test_the_drawing_code_draws_what_its_version_stands_for(
 def test_a_cell_may_be_drawn_by_two_at_once(scratch: Path) -> None:
     cell = Cell(
         weights="w", config="c", prompt="p", negative_prompt="", seed=1, width=8, height=8,
-        sampler="euler", steps=1, guidance=1.0, dtype="float32", drawing="1",
+        sampler="euler", steps=1, guidance=1.0, dtype="float32", batch_size=1, drawing="1",
     )  # fmt: skip
     caches = [CellCache(scratch / "cells") for _ in range(2)]
     picture = Image.new("RGB", (8, 8))

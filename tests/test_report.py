@@ -20,9 +20,10 @@ from stages import grid, release, select, split
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
 from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
+from stages.diffusion.header import read_header
 from stages.diffusion.history import History
 from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.model import read_header, write_single_file
+from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
 from stages.diffusion.weights import merge_files
@@ -174,6 +175,7 @@ def make_grid(folder: Path, reports: Path) -> None:
                 steps=2,
                 guidance=3.0,
                 dtype="float32",
+                batch_size=1,
                 drawing="1",
             )
             failed = "NaN" if (row, number) == ("row1", 4) else None

@@ -23,6 +23,7 @@ from stages.diffusion.model import Models
 from stages.diffusion.sample import SamplingParams, draw
 
 SIDE_PX = 64
+BATCH = 8  # pictures drawn at once
 SAMPLE_PROMPTS = (
     "red apple",
     "cat face",
@@ -31,11 +32,11 @@ SAMPLE_PROMPTS = (
     "grinning face",
     "blue heart",
     "house with garden",
-    "octopus",
+    "penguin",
     "hamburger",
     "sailboat",
     "guitar",
-    "snowman",
+    "umbrella",
 )
 PROMPT_PX, STYLE_PX, GAP_PX = 150, 22, 4  # of the contact sheet's labels and rims
 CELL_PX = 96
@@ -79,13 +80,20 @@ def generated_retrieval(
     models: Models, clip: CLIPModel, requests: list[Request], params: SamplingParams
 ) -> float:
     """Share of drawn pictures whose label the CLIP finds among the labels of all of them."""
-    drawn = [
-        np.asarray(draw(models, request.prompt, seed, SIDE_PX, SIDE_PX, params))
-        for seed, request in enumerate(requests)
-    ]
-    pixel_values = as_pixel_values(np.stack(drawn), SIDE_PX)
+    pixels = draw_all(models, [request.prompt for request in requests], params)
+    pixel_values = as_pixel_values(pixels, SIDE_PX)
     labels = [request.label for request in requests]
     return retrieval(clip, models.tokenizer, pixel_values, labels)
+
+
+def draw_all(models: Models, prompts: list[str], params: SamplingParams) -> np.ndarray:
+    """Draw each prompt at SIDE_PX, its place in the list the seed: (N, S, S, 3) uint8."""
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), BATCH):
+        batch = prompts[start : start + BATCH]
+        seeds = range(start, start + len(batch))
+        pictures += draw(models, batch, seeds, SIDE_PX, SIDE_PX, params)
+    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def seconds_per_picture(models: Models, params: SamplingParams, count: int) -> float:
@@ -93,7 +101,7 @@ def seconds_per_picture(models: Models, params: SamplingParams, count: int) -> f
     seconds = []
     for seed in range(count):
         started = time.perf_counter()
-        draw(models, SAMPLE_PROMPTS[0], seed, SIDE_PX, SIDE_PX, params)
+        draw(models, SAMPLE_PROMPTS[:1], [seed], SIDE_PX, SIDE_PX, params)
         seconds.append(time.perf_counter() - started)
     return float(np.median(seconds))
 
@@ -111,8 +119,8 @@ def contact_sheet(models: Models, params: SamplingParams) -> Image.Image:
     for row, label in enumerate(SAMPLE_PROMPTS):
         top = STYLE_PX + row * (CELL_PX + GAP_PX)
         pen.text((8, top + CELL_PX // 2), label, "black", font, anchor="lm")
-        for column, style in enumerate(BASE_STYLES):
-            prompt = Request(label, style).prompt
-            picture = draw(models, prompt, row, CELL_PX, CELL_PX, params)
+        prompts = [Request(label, style).prompt for style in BASE_STYLES]
+        drawn = draw(models, prompts, [row] * len(prompts), CELL_PX, CELL_PX, params)
+        for column, picture in enumerate(drawn):
             sheet.paste(picture, (PROMPT_PX + column * (CELL_PX + GAP_PX), top))
     return sheet

@@ -7,18 +7,17 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from transformers import CLIPModel
 
-from models.base.drawing import SIDE_PX
+from models.base.drawing import SIDE_PX, draw_all
 from models.base.heldout import planned_caption
 from models.base.judge import similarities
 from models.base.pictures import BASE_STYLES, STYLE_WORDS, Corpus, as_pixel_values
 from stages.diffusion.dataset import Example
 from stages.diffusion.loop import train
 from stages.diffusion.model import Models, load_models
-from stages.diffusion.sample import SamplingParams, draw
+from stages.diffusion.sample import SamplingParams
 from stages.diffusion.train_params import TrainParams
 from stages.images.holdout import validation_rows
 from stages.images.manifest import read_manifest, read_pictures
@@ -116,12 +115,10 @@ def drawn_styles(
     models: Models, clip: CLIPModel, prompts: list[str], sampling: SamplingParams
 ) -> list[int]:
     """Draw prompts that name no style; give each picture's style by its number in BASE_STYLES."""
+    pixel_values = as_pixel_values(draw_all(models, prompts, sampling), SIDE_PX)
     found = []
-    for seed, prompt in enumerate(prompts):
-        picture = np.asarray(draw(models, prompt, seed, SIDE_PX, SIDE_PX, sampling))
+    for picture, prompt in zip(pixel_values, prompts, strict=True):
         captions = [f"{prompt}, {STYLE_WORDS[style]}" for style in BASE_STYLES]
-        similarity = similarities(
-            clip, models.tokenizer, as_pixel_values(picture[None], SIDE_PX), captions
-        )
+        similarity = similarities(clip, models.tokenizer, picture[None], captions)
         found.append(int(similarity[0].argmax()))
     return found

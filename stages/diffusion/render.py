@@ -19,4 +19,6 @@ def open_models(weights: Path, config: Path, dtype: str) -> Models:
     models = load_models(weights, config, dtype=getattr(torch, dtype), device=device)
     for part in (models.unet, models.vae, models.text_encoder):
         part.requires_grad_(False)
+    for part in (models.unet, models.vae):  # the fast convolutions of CPU and GPU want it so
+        part.to(memory_format=torch.channels_last)
     return models

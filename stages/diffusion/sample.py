@@ -1,7 +1,13 @@
-"""From a prompt and a seed to a picture, the same one whatever else is drawn."""
+"""From a prompt and a seed to a picture, the same one whatever else is drawn.
+
+Initial noise belongs to a seed, never to a batch. Kernels may round differently in batches of
+other sizes (a few millionths of a latent, on a CPU), but not by what else is in a batch: whoever
+always draws as many pictures at once gets the same pixels from the same prompt and seed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,40 +80,51 @@ def encode_prompts(
 
 @torch.inference_mode()
 def draw(
-    models: Models, prompt: str, seed: int, width_px: int, height_px: int, params: SamplingParams
-) -> Image.Image:
-    """Draw one picture.
+    models: Models,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    width_px: int,
+    height_px: int,
+    params: SamplingParams,
+) -> list[Image.Image]:
+    """Draw a batch of pictures of one size.
 
     Args:
         models: on one device, in one dtype.
-        seed: of the initial noise, the only randomness.
+        prompts: one per picture.
+        seeds: of each picture's initial noise, the only randomness.
         width_px, height_px: multiples of what the UNet can halve and double again.
 
     Raises:
-        FloatingPointError: if the picture holds NaN or infinite values.
+        FloatingPointError: if a picture holds NaN or infinite values.
     """
     device, dtype = models.unet.device, models.unet.dtype
     noise_scheduler = make_sampler(models, params)
     noise_scheduler.set_timesteps(params.steps, device=device)
     guided = params.guidance != 1
-    prompts = [params.negative_prompt, prompt] if guided else [prompt]
-    encoder_hidden_states = encode_prompts(models.text_encoder, models.tokenizer, prompts)
+    encoder_hidden_states = encode_prompts(
+        models.text_encoder, models.tokenizer, [params.negative_prompt, *prompts]
+    )
+    negative, positive = encoder_hidden_states[:1], encoder_hidden_states[1:]
+    if guided:
+        encoder_hidden_states = torch.cat([negative.expand_as(positive), positive])
+    else:
+        encoder_hidden_states = positive
 
-    latents = initial_noise(seed, width_px, height_px, models).to(device, dtype)
-    latents = latents * noise_scheduler.init_noise_sigma
+    noises = [initial_noise(seed, width_px, height_px, models) for seed in seeds]
+    latents = torch.cat(noises).to(device, dtype) * noise_scheduler.init_noise_sigma
     for timestep in noise_scheduler.timesteps:
         scaled = noise_scheduler.scale_model_input(latents, timestep)
-        noise_pred = models.unet(
-            scaled.expand(len(prompts), -1, -1, -1), timestep, encoder_hidden_states
-        ).sample
+        inputs = torch.cat([scaled, scaled]) if guided else scaled
+        noise_pred = models.unet(inputs, timestep, encoder_hidden_states).sample
         if guided:
-            negative, positive = noise_pred.chunk(2)
-            noise_pred = negative + params.guidance * (positive - negative)
+            without, with_prompt = noise_pred.chunk(2)
+            noise_pred = without + params.guidance * (with_prompt - without)
         latents = noise_scheduler.step(noise_pred, timestep, latents).prev_sample
     decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
     if not decoded.isfinite().all():
         raise FloatingPointError(f"not a finite picture: broken weights, or too large for {dtype}")
-    return to_image(decoded[0])
+    return [to_image(picture) for picture in decoded]
 
 
 def make_sampler(models: Models, params: SamplingParams) -> Any:

@@ -13,7 +13,7 @@ from PIL import Image
 from stages.harness.files import link_or_copy, sha256_json, write_json
 from stages.harness.params import Params
 
-DRAWING_VERSION = 1  # raise it when stages.diffusion draws other pixels from the same cell
+DRAWING_VERSION = 2  # raise it when stages.diffusion draws other pixels from the same cell
 ENGINE = ("torch", "diffusers", "transformers")
 MANIFEST = "cells.json"
 SIDE_STEP_PX = 8
@@ -45,6 +45,7 @@ class GridParams(Params):
     steps: int
     guidance: float
     dtype: str  # of the weights while drawing
+    batch_size: int  # pictures of one model and size drawn at once
     sheet: SheetParams
 
     def __post_init__(self) -> None:
@@ -62,6 +63,8 @@ class GridParams(Params):
                 )
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
 
@@ -81,6 +84,7 @@ class Cell:
     steps: int
     guidance: float
     dtype: str
+    batch_size: int  # for kernels round by it; a batch is always full
     drawing: str  # version of the code that draws
 
     @property
@@ -141,6 +145,7 @@ def planned_cells(params: GridParams, weights: str, config: str) -> list[Cell]:
             steps=params.steps,
             guidance=params.guidance,
             dtype=params.dtype,
+            batch_size=params.batch_size,
             drawing=drawing,
         )
         for width, height in params.sizes
