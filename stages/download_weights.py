@@ -15,10 +15,10 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from stages.diffusion.model import read_header
+from stages.diffusion.header import read_header
 from stages.harness.files import link_or_copy, replacing, sha256_file
 from stages.harness.params import load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import work_dir
 from stages.remote.address import Remote, parse_source
 from stages.remote.transfer import fetch
@@ -117,13 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write"
     )
-    parser.add_argument(
-        "--params",
-        type=Path,
-        default=DEFAULT_PARAMS,
-        metavar="FILE",
-        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
-    )
+    add_params_option(parser)
     return parser
 
 

@@ -1,30 +1,58 @@
-"""Merge models: the weighted sum of files of one architecture, rounded once.
+"""Merge models of one architecture, rounded once.
 
   python -m stages.merge --expression "0.6*a + 0.2*b + 0.2*c" a=FILE b=FILE c=FILE --out FILE
   python -m stages.merge --expression "a + 0.5*(b - c)" a=FILE b=FILE c=FILE --out FILE
   python -m stages.merge --recipe merge.mixes.hybrid a=FILE b=FILE --out FILE
+  python -m stages.merge inspect FILE
 
-The first two say the weights; the third takes `expression` and `dtype` from the params, as the
-graph does. Weights must sum to 1: `0.5*a + 0.5*b` is a mix, `a + 0.5*(b - c)` adds half of what
-b has learned since c. Names, numbers, + - * / and parentheses make an expression.
+The first two say what to do; the third takes `expression` and `dtype` from the params, as the
+graph does; the last shows what a file holds and was made of. `0.5*a + 0.5*b` is a mix,
+`a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers, + - * / and parentheses
+make an expression, and these methods, whose arguments may be expressions again:
+
+  slerp(a, b, t)                    along an arc, t from 0 to 1
+  train_difference(a, b, c, scale)  what b learned since c, most where a lacks it
+  ties(base, [a, b], keep, scale)   differences from base that agree; keep 0.2 of each
+  dare(base, a, keep, seed)         a random share of a's difference, enlarged to match
+  model_stock(base, [a, b])         towards the mean as far as the differences point one way
+  similarity(a, b, bias)            a where both are alike, b where they are not
+  mbw(a, b, [26 numbers] or NAME)   b's weight by block: BASE, IN00-11, M00, OUT00-11;
+                                    names: GRAD_V, GRAD_A, FLAT_25, FLAT_50, FLAT_75
+  parts(rest, unet=, text_encoder=, vae=)   another expression for a part: vae=x bakes x's in
 """
 
 import argparse
+import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Literal
 
 import torch
 
-from stages.diffusion.expression import NAME, check_sum, format_weight, parse_expression
-from stages.diffusion.weights import Merged, merge_files
+from stages.diffusion.ancestry import read_lineage
+from stages.diffusion.expression import (
+    NAME,
+    Call,
+    format_sum,
+    format_weight,
+    model_weights,
+    parse_expression,
+    sum_warning,
+)
+from stages.diffusion.merge_blocks import part_of
+from stages.diffusion.merge_source import open_source
+from stages.diffusion.weights import Merged, check_files, merge_files
 from stages.harness.files import write_json
 from stages.harness.params import Params, load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
+METHOD_BYTES_PER_S = 200_000_000  # of whole-tensor methods, by one thread
+SHOWN_CHARS = 200  # of a metadata value
 READ_BYTES_PER_S = 600_000_000  # two cores of 2023 with the files in memory; disks may be slower
 Dtype = Literal["float16", "bfloat16", "float32"]
 
@@ -39,11 +67,16 @@ class Recipe(Params):
 
     def __post_init__(self) -> None:
         """Check the expression before any file is looked at."""
-        check_sum(self.expression, parse_expression(self.expression))
+        parse_expression(self.expression)
 
 
 def run(
-    recipe: Recipe, inputs: Mapping[str, Path], out: Path, *, name: str | None = None
+    recipe: Recipe,
+    inputs: Mapping[str, Path],
+    out: Path,
+    *,
+    name: str | None = None,
+    allow_nonfinite: bool = False,
 ) -> Merged:
     """Merge files and say so.
 
@@ -52,17 +85,12 @@ def run(
         inputs: file by name.
         out: the new file.
         name: of the recipe, for the ancestry in the new file.
+        allow_nonfinite: write NaN and infinity instead of refusing them.
 
     Raises:
         ValueError, OSError: see `merge_files`.
     """
-    weights = parse_expression(recipe.expression)
-    read = sum(path.stat().st_size for path in inputs.values() if path.is_file())
-    print(f"Merging {len(inputs)} files, {read / 1e9:.2f} GB, into {out} ({recipe.dtype}):")
-    for key, path in inputs.items():
-        if key in weights:
-            print(f"  {format_weight(weights[key]):>6} {key} = {path}")
-    print(f"It takes about {max(1, round(read / READ_BYTES_PER_S))} s.", flush=True)
+    read = announce(recipe, inputs, out)
     progress = Progress("merge, MB", 0)
 
     def advance(written: int, total: int) -> None:
@@ -71,7 +99,13 @@ def run(
 
     start = time.monotonic()
     merged = merge_files(
-        inputs, recipe.expression, out, getattr(torch, recipe.dtype), name=name, advance=advance
+        inputs,
+        recipe.expression,
+        out,
+        getattr(torch, recipe.dtype),
+        name=name,
+        allow_nonfinite=allow_nonfinite,
+        advance=advance,
     )
     if progress.is_terminal:
         progress.close()
@@ -81,9 +115,59 @@ def run(
     return merged
 
 
+def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
+    """Say what will be merged and how long it takes; give the bytes that it reads."""
+    weights = parse_expression(recipe.expression)
+    shares = model_weights(weights)
+    has_methods = any(isinstance(term, Call) for term in weights)
+    read = sum(path.stat().st_size for path in inputs.values() if path.is_file())
+    print(f"Merging {len(inputs)} files, {read / 1e9:.2f} GB, into {out} ({recipe.dtype}):")
+    for key, path in inputs.items():
+        if key in shares:
+            about = "~" if has_methods else ""
+            print(f"  {about + format_weight(shares[key]):>6} {key} = {path}")
+    print(f"  {format_sum(weights)}")
+    if warning := sum_warning(recipe.expression, weights):
+        print(f"Warning: {warning}", file=sys.stderr)
+    rate = METHOD_BYTES_PER_S if has_methods else READ_BYTES_PER_S
+    print(f"It takes about {max(1, round(read / rate))} s.", flush=True)
+    return read
+
+
+def inspect(path: Path) -> None:
+    """Show a file's parts, dtypes, metadata and parents."""
+    source = open_source(path)
+    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(source.tensors):,} tensors")
+    parts: dict[str, Counter[str]] = {}
+    for key, entry in source.tensors.items():
+        parts.setdefault(part_of(key) or "other", Counter())[entry.dtype] += prod(entry.shape)
+    for part, dtypes in parts.items():
+        kinds = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.items())
+        print(f"  {part:<13} {kinds}")
+    lineage = read_lineage(source.metadata)
+    if lineage.recipe:
+        made = lineage.recipe.get("expression") or lineage.recipe.get("run")
+        print(f"made by {lineage.recipe['kind']}: {made}")
+    for name, sha256 in lineage.inputs().items():
+        print(f"  {name} = {lineage.title(sha256)}, SHA-256 {sha256}")
+    for key, value in source.metadata.items():
+        if not key.startswith("cosmopolitan."):
+            shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
+            print(f"{key}: {shown}")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    options = _parser().parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["inspect"]:
+        parser = argparse.ArgumentParser(
+            prog="python -m stages.merge inspect", description=inspect.__doc__
+        )
+        parser.add_argument("file", type=Path, metavar="FILE")
+        with clear_errors():
+            inspect(parser.parse_args(arguments[1:]).file)
+        return
+    options = _parser().parse_args(arguments)
     with clear_errors():
         given = dict(_input(text) for text in options.inputs)
         if len(given) < len(options.inputs):
@@ -95,14 +179,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.dtype:
             recipe = Recipe(expression=recipe.expression, dtype=options.dtype, inputs=recipe.inputs)
         inputs = {**{key: Path(path) for key, path in recipe.inputs.items()}, **given}
+        if options.dry_run:
+            check_files(recipe.expression, inputs)
+            announce(recipe, inputs, options.out)
+            return
         name = options.recipe.rpartition(".")[2] if options.recipe else None
-        merged = run(recipe, inputs, options.out, name=name)
+        merged = run(
+            recipe, inputs, options.out, name=name, allow_nonfinite=options.allow_nonfinite
+        )
         if options.report:
             write_json(options.report, _report(recipe, merged))
 
 
 def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
-    weights = parse_expression(recipe.expression)
+    weights = model_weights(parse_expression(recipe.expression))
     return {
         "expression": recipe.expression,
         "weights": {name: float(weight) for name, weight in weights.items()},
@@ -149,15 +239,19 @@ def _parser() -> argparse.ArgumentParser:
         help="of the file (default: the recipe's, or float16); sums are float32 anyway",
     )
     parser.add_argument(
-        "--report", type=Path, metavar="FILE", help="a JSON file: weights, inputs and hashes"
+        "--allow-nonfinite",
+        action="store_true",
+        help="merge NaN and infinity instead of refusing a file that holds them",
     )
     parser.add_argument(
-        "--params",
-        type=Path,
-        default=DEFAULT_PARAMS,
-        metavar="FILE",
-        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
+        "--dry-run",
+        action="store_true",
+        help="check the files and print weights, sizes and time; write nothing",
     )
+    parser.add_argument(
+        "--report", type=Path, metavar="FILE", help="a JSON file: weights, inputs and hashes"
+    )
+    add_params_option(parser)
     return parser
 
 

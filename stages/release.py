@@ -1,29 +1,58 @@
 """Release the winner: a file that says what it is, a model card, and hashes to know it by.
 
-  --weights FILE  the winner, a safetensors file that stages.merge or stages.train made
-  --out DIR       where NAME.safetensors and NAME.md go; NAME is release.name in the params
-  --report FILE   a JSON file with the hashes and the ingredients
+  python -m stages.release --weights FILE --config DIR --cells DIR --choice FILE --reports DIR
+                           --out DIR --report FILE
+  python -m stages.release verify FILE
 
 The sections `release` and `ingredients` of the params say what no computer can know: title,
 author, date, and whose models went in under which licence. A file whose ancestry, as its
 metadata tells it, holds an ingredient that may not be merged is not released; nor is one with a
 source that `ingredients` does not list.
+
+--out comes to hold NAME.safetensors, NAME.md, hashes.json, pictures, and the same model as a
+diffusers folder; NAME is release.name in the params. `verify` hashes a released file again,
+compares with hashes.json and with what the file says of itself, and shows its ancestry.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
+import argparse
+import base64
+import io
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from stages.diffusion.ancestry import read_lineage
+from PIL import Image
+
+from stages.diffusion.ancestry import Lineage, read_lineage
 from stages.diffusion.digests import digest_file
+from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
-from stages.diffusion.model import read_header
-from stages.diffusion.model_card import model_card
+from stages.diffusion.model import save_diffusers
+from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
 from stages.diffusion.modelspec import ReleaseParams, release_metadata, write_release
+from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.weights import TENSORS_HASH
 from stages.harness.files import replacing, write_json
 from stages.harness.params import load_named_params, load_params
-from stages.harness.paths import clear_errors, stage_paths
+from stages.harness.paths import add_params_option, clear_errors
+from stages.images.cells import Entry, read_manifest
+
+HASHES = "hashes.json"
+SAMPLES = 12  # pictures on the card
+THUMBNAIL_PX = 256  # longer side; ModelSpec asks for a small picture
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What the stages before know of the winner."""
+
+    cells: Path  # the last grid, in which the winner drew
+    choice: Path  # the report of the last choice
+    reports: Path  # folder of the stages' counts
 
 
 def run(
@@ -32,6 +61,8 @@ def run(
     report: Path,
     params: ReleaseParams,
     ingredients: Mapping[str, Ingredient],
+    config: Path | None = None,
+    evidence: Evidence | None = None,
 ) -> None:
     """Release one file.
 
@@ -41,6 +72,8 @@ def run(
         report: a JSON file.
         params: the section `release`.
         ingredients: the section `ingredients`; those that are not in the lineage do no harm.
+        config: the diffusers folder that describes it; without it no such folder is written.
+        evidence: for the card and the thumbnail; without it they tell less.
 
     Raises:
         FileNotFoundError: if the winner or an ingredient is missing.
@@ -49,10 +82,7 @@ def run(
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
     metadata = read_header(weights).metadata
-    try:
-        lineage = read_lineage(metadata)
-    except ValueError as error:
-        raise ValueError(f"{weights}: {error}") from error
+    lineage = lineage_of(weights, metadata)
     before = digest_file(weights)
     if metadata.get(TENSORS_HASH) not in (None, f"0x{before.tensors_sha256}"):
         raise ValueError(
@@ -66,13 +96,29 @@ def run(
         return names.get(sha256) or lineage.title(sha256)
 
     path = out / f"{params.name}.safetensors"
-    new = release_metadata(params, lineage, metadata, before.tensors_sha256, title)
+    samples = winner_samples(evidence) if evidence else []
+    new = release_metadata(
+        params,
+        lineage,
+        metadata,
+        before.tensors_sha256,
+        title,
+        thumbnail(samples[0][0]) if samples else "",
+    )
     write_release(weights, path, new)
     digests = digest_file(path)
+    write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
+    if config:
+        save_diffusers(path, config, out / "diffusers")
+    choice = None
+    if evidence:
+        shown = publish_samples(samples, out / "pictures")
+        choice = Choice(_read(evidence.choice)["reason"], shown)
+    counts = data_counts(evidence.reports) if evidence else None
     with replacing(path.with_suffix(".md")) as scratch:
-        card = model_card(params, lineage, digests, ingredients, names)
+        card = model_card(params, lineage, digests, ingredients, names, choice, counts)
         scratch.write_text(card, encoding="utf-8")
-    shares = lineage.shares()
+    shares = ancestor_shares(lineage)
     used = {
         name: {"sha256": sha256, "licence": ingredients[name].licence, "weight": float(share)}
         for sha256, share in shares.items()
@@ -83,17 +129,140 @@ def run(
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
 
 
-def main() -> None:
+def lineage_of(path: Path, metadata: Mapping[str, str]) -> Lineage:
+    """Read what a file says it was made of.
+
+    Raises:
+        ValueError: naming the file, if what it says is damaged.
+    """
+    try:
+        return read_lineage(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
+    """Find pictures that the winner drew, at the largest size, one per prompt and seed."""
+    name = _read(evidence.choice)["choice"]
+    manifest = read_manifest(evidence.cells)
+    drawn = [entry for entry in manifest.entries if entry.model == name and entry.file]
+    if not drawn:
+        raise ValueError(
+            f"{evidence.cells}: no picture by {name!r}, which {evidence.choice} chose; the grid "
+            f"holds {', '.join(manifest.models)}. Draw it again: dvc repro grid_cells_final"
+        )
+    largest = max(entry.width * entry.height for entry in drawn)
+    chosen = [entry for entry in drawn if entry.width * entry.height == largest][:SAMPLES]
+    return [(evidence.cells / str(entry.file), entry) for entry in chosen]
+
+
+def publish_samples(samples: Sequence[tuple[Path, Entry]], folder: Path) -> list[Sample]:
+    """Copy pictures beside the card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    published = []
+    for number, (path, entry) in enumerate(samples, start=1):
+        shutil.copyfile(path, folder / f"{number:02}.png")
+        published.append(Sample(f"{folder.name}/{number:02}.png", entry.prompt, entry.seed))
+    return published
+
+
+def thumbnail(path: Path) -> str:
+    """Make a small JPEG of a picture, as a data: URL."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB")
+        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+        out = io.BytesIO()
+        small.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def data_counts(reports: Path) -> dict[str, dict[str, int]]:
+    """Collect whole numbers from the reports of filter and download."""
+    counts = {}
+    for stage in ("filter", "download"):
+        report = _read(reports / f"{stage}.json")
+        counts[stage] = {key: value for key, value in report.items() if type(value) is int}
+    return counts
+
+
+def verify(path: Path) -> None:
+    """Hash a released file again and show its ancestry.
+
+    Raises:
+        FileNotFoundError: if the file or its hashes.json is missing.
+        ValueError: naming the first hash that differs, what was wanted and what was found.
+    """
+    known = _read(path.parent / HASHES).get(path.name)
+    if known is None:
+        raise ValueError(f"{path.parent / HASHES}: says nothing of {path.name}")
+    metadata = read_header(path).metadata
+    found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
+    for name, value in known.items():
+        if found.get(name) != value:
+            raise ValueError(
+                f"{path}: changed since its release: {name} is {found.get(name)}, "
+                f"{HASHES} says {value}. Fetch it again (dvc checkout, dvc pull)"
+            )
+    if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
+        raise ValueError(f"{path}: its tensors are not those that {TENSORS_HASH} names")
+    lineage = lineage_of(path, metadata)
+    print(f"{path}: {len(known)} figures of {HASHES} agree")
+    print(ancestor_tree(lineage, lineage.title))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file. Run `dvc repro` first") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as JSON ({error})") from error
+    return content
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
-    weights, out, report, params = stage_paths(__doc__, "weights", "out", "report")
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["verify"]:
+        parser = argparse.ArgumentParser(
+            prog="python -m stages.release verify", description=verify.__doc__
+        )
+        parser.add_argument("file", type=Path, metavar="FILE")
+        with clear_errors():
+            verify(parser.parse_args(arguments[1:]).file)
+        return
+    options = _parser().parse_args(arguments)
     with clear_errors():
         run(
-            weights,
-            out,
-            report,
-            load_params("release", ReleaseParams, params),
-            load_named_params("ingredients", Ingredient, params),
+            options.weights,
+            options.out,
+            options.report,
+            load_params("release", ReleaseParams, options.params),
+            load_named_params("ingredients", Ingredient, options.params),
+            options.config,
+            Evidence(options.cells, options.choice, options.reports),
         )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.release",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for name, metavar, text in (
+        ("weights", "FILE", "the winner, a safetensors file that stages.merge or .train made"),
+        ("config", "DIR", "the diffusers folder that describes it"),
+        ("cells", "DIR", "the last grid, in which the winner drew"),
+        ("choice", "FILE", "the report of the last choice, JSON"),
+        ("reports", "DIR", "where filter.json and download.json lie"),
+        ("out", "DIR", "comes to hold the release"),
+        ("report", "FILE", "a JSON file with the hashes and the ingredients"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=text)
+    add_params_option(parser)
+    return parser
 
 
 if __name__ == "__main__":

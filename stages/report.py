@@ -6,6 +6,7 @@ the page is made again when one of them changes.
 """
 
 import argparse
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ from typing import Any
 
 import yaml
 
+from stages.harness.files import replacing
 from stages.harness.params import Params, load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder
 from stages.page.findings import Findings, read_findings
 from stages.page.site import PAGE, Sources, make_site
 
+LAST_GRID = "final"
 LINE_LETTERS = 96  # of params shown
 
 
@@ -37,7 +40,11 @@ class ReportParams(Params):
 
 
 def run(
-    sources: Sources, out: Path, params: ReportParams, all_params: Mapping[str, Any]
+    sources: Sources,
+    out: Path,
+    params: ReportParams,
+    all_params: Mapping[str, Any],
+    picture: Path | None = None,
 ) -> list[str]:
     """Write the page of one run.
 
@@ -46,6 +53,8 @@ def run(
         out: becomes the site; that of an earlier run is replaced.
         params: the section `report`.
         all_params: the whole params; only the listed sections of it are looked at.
+        picture: becomes a copy of the largest sheet of the last grid, to be committed and shown
+            where the page cannot be.
 
     Returns:
         What is missing.
@@ -66,6 +75,13 @@ def run(
     with replacing_folder(out, "*") as folder:
         site = make_site(folder, findings, sources, known, params.title, params.samples, texts)
         pictures = sum(1 for path in folder.rglob("*") if path.is_file()) - 1
+    if picture:
+        last = sources.reports / "sheets" / LAST_GRID
+        sheets = sorted(last.glob("*.png"), key=lambda sheet: sheet.stat().st_size)
+        if not sheets:
+            raise FileNotFoundError(f"{last}: no sheet to copy to {picture}. Run `dvc repro` first")
+        with replacing(picture) as scratch:
+            shutil.copyfile(sheets[-1], scratch)
     for name in findings.unknown:
         print(f"{sources.reports / name}: not shown, for it is no report that the page knows")
     for name in site.missing:
@@ -111,12 +127,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         parser.add_argument(f"--{name}", type=Path, metavar="DIR", help=text)
     parser.add_argument(
-        "--params",
+        "--picture",
         type=Path,
-        default=DEFAULT_PARAMS,
         metavar="FILE",
-        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
+        help="becomes a copy of the last grid's largest sheet, for a README",
     )
+    add_params_option(parser)
     return parser.parse_args(argv)
 
 
@@ -127,7 +143,7 @@ def main() -> None:
         params = load_params("report", ReportParams, options.params)
         all_params = yaml.safe_load(options.params.read_text(encoding="utf-8"))
         sources = Sources(options.reports, options.images, options.split, options.release)
-        run(sources, options.out, params, all_params)
+        run(sources, options.out, params, all_params, options.picture)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from stages.choice.votes import are_connected, read_votes, resampled_strengths
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import Params, load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder
 
 WINNER = "winner"  # the place of a choice that has one
@@ -217,7 +217,7 @@ def compared(
                     f"{kind.kind} {gap.mean:+.3g} ({rule.confidence * 100:g} % interval "
                     f"{gap.low:+.3g} to {gap.high:+.3g}{verdict})"
                 )
-    return f"Against the reference {reference}: {'; '.join(said) or 'nothing to compare by'}."
+    return f"Compared with {reference}: {'; '.join(said) or 'nothing to compare by'}."
 
 
 def _by_place(values: dict[str, str]) -> str | dict[str, str]:
@@ -316,13 +316,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="choice, candidates and reason, a JSON file",
     )
-    parser.add_argument(
-        "--params",
-        type=Path,
-        default=DEFAULT_PARAMS,
-        metavar="FILE",
-        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
-    )
+    add_params_option(parser)
     return parser.parse_args(argv)
 
 

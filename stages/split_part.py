@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from stages.harness.files import replacing
 from stages.harness.params import Params, load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.images.holdout import holdout_rank
 
 SEED = 0  # another order than the split's, whose lowest ranks are all held out
@@ -69,9 +69,7 @@ def main() -> None:
     parser.add_argument("name", metavar="NAME", help="section split_part.NAME of the params")
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="the whole")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the part")
-    parser.add_argument(
-        "--params", type=Path, default=DEFAULT_PARAMS, metavar="FILE", help="default: params.yaml"
-    )
+    add_params_option(parser)
     options = parser.parse_args()
     with clear_errors():
         params = load_params(f"split_part.{options.name}", PartParams, options.params)

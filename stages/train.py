@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from stages.diffusion.ancestry import made_from, read_parent
 from stages.harness.files import replacing, sha256_file, sha256_folder, sha256_json, write_json
 from stages.harness.params import load_params
-from stages.harness.paths import DEFAULT_PARAMS, clear_errors
+from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import exclusive, replacing_folder, work_dir
 from stages.harness.threads import wait_politely
 from stages.images.manifest import Entry, read_manifest, read_pictures
@@ -70,8 +70,9 @@ def run(
         ValueError: if an input is bad, or training diverges.
         OSError: if a file is missing, another process is at the same work, or the disk is full.
     """
+    from stages.diffusion.header import read_header
     from stages.diffusion.loop import train
-    from stages.diffusion.model import load_models, read_header
+    from stages.diffusion.model import load_models
 
     entries, validation_entries = (read_manifest(path) for path in manifests)
     parent = read_parent(base, read_header(base).metadata)
@@ -297,13 +298,7 @@ def _parser() -> argparse.ArgumentParser:
         ("report", "DIR", "folder of losses, figures and the graph"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=text)
-    parser.add_argument(
-        "--params",
-        type=Path,
-        default=DEFAULT_PARAMS,
-        metavar="FILE",
-        help=f"every value that one may change (default: {DEFAULT_PARAMS})",
-    )
+    add_params_option(parser)
     return parser
 
 

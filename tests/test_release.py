@@ -1,12 +1,14 @@
 """The release: what it says about itself, the gate of the licences, and the hashes."""
 
+import base64
+import io
 import json
 import os
 import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,22 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from stages.diffusion.ancestry import made_from, read_lineage, read_parent
+from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.model import read_header, write_single_file
+from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.weights import merge_files
-from stages.release import run
+from stages.harness.files import write_json
+from stages.images.cells import Entry
+from stages.release import Evidence, main, run
+from tests.test_single_file import assert_same_weights, save
+from tests.tiny_sd import TinySD, tiny_sd
+
+__all__ = ["tiny_sd"]  # a fixture is found by its name
 
 ROOT = Path(__file__).parent.parent
 KEY = "model.diffusion_model.out.2.weight"
@@ -280,7 +290,133 @@ def test_bad_params_are_refused(change: dict[str, str], words: str) -> None:
         replace(PARAMS, **change)  # type: ignore[arg-type]
 
 
-def test_it_runs_from_the_command_line(winner: Path) -> None:
+# What the stages before know
+
+
+@pytest.fixture
+def whole(tmp_path: Path, tiny_sd: TinySD) -> tuple[Path, Evidence]:
+    """Train and merge real networks, draw with them, and choose."""
+    base = save(tiny_sd, tmp_path / "base.safetensors")
+    parent = read_parent(base, read_header(base).metadata)
+    recipe = {"kind": "train", "run": "512", "params": {"learning_rate": 0.1, "batch_size": 4}}
+    trained = tmp_path / "512.safetensors"
+    save_single_file(
+        trained,
+        tiny_sd.unet,
+        tiny_sd.vae,
+        tiny_sd.text_encoder,
+        {**made_from(recipe, {"base": parent}), "epoch": "40"},
+    )
+    winner = tmp_path / "winner.safetensors"
+    merge_files({"a": trained, "b": base}, "0.5*a + 0.5*b", winner, torch.float16, name="row1")
+    cells = tmp_path / "cells"
+    entries = []
+    for i, (side, prompt) in enumerate([(16, "small cat"), (32, "cat"), (32, "red | apple")]):
+        file = f"row1/{i:04}.png"
+        (cells / file).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), (i, 0, 0)).save(cells / file)
+        entries.append(Entry("row1", prompt, 7, side, side, "0" * 64, file, None))
+    manifest = {
+        "group": "final",
+        "models": [{"name": "row1", "weights": "0" * 64}],
+        "settings": {},
+        "cells": [asdict(entry) for entry in entries],
+    }
+    write_json(cells / "cells.json", manifest)
+    write_json(tmp_path / "final.json", {"choice": "row1", "reason": "Compared with bloody: +1."})
+    write_json(tmp_path / "filter.json", {"read": 20500, "kept": 617, "dropped": {"a": 1}})
+    write_json(tmp_path / "download.json", {"fetched": 617, "yield": 1.0})
+    return winner, Evidence(cells, tmp_path / "final.json", tmp_path)
+
+
+def release_whole(whole: tuple[Path, Evidence], sd: TinySD) -> Path:
+    winner, evidence = whole
+    known = {
+        "base": Ingredient(
+            path=str(winner.parent / "base.safetensors"),
+            licence="MIT",
+            merging_allowed=True,
+            source="here",
+            attribution="us",
+        )
+    }
+    out = winner.parent / "release"
+    run(winner, out, winner.parent / "release.json", PARAMS, known, sd.config, evidence)
+    return out / f"{PARAMS.name}.safetensors"
+
+
+def test_the_card_shows_pictures_reason_training_and_data(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    path = release_whole(whole, tiny_sd)
+    card = path.with_suffix(".md").read_text()
+    for words in (
+        "![cat, seed 7](pictures/01.png)",
+        "Compared with bloody: +1.",
+        "| param | 512, epoch 40 |",
+        "| learning_rate | 0.1 |",
+        "| filter | kept | 617 |",
+        "| download | fetched | 617 |",
+    ):
+        assert words in card, words
+    assert "small cat" not in card, "the largest size alone is shown"
+    assert (path.parent / "pictures/01.png").is_file()
+
+
+def test_the_thumbnail_is_a_picture_of_the_grid(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    metadata = read_header(release_whole(whole, tiny_sd)).metadata
+    kind, _, content = metadata["modelspec.thumbnail"].partition(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as picture:
+        assert picture.size == (32, 32)
+
+
+def test_the_diffusers_folder_holds_the_same_weights(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    path = release_whole(whole, tiny_sd)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        path.parent / "diffusers", local_files_only=True, dtype=torch.float32
+    )
+    ours = load_models(path, tiny_sd.config)
+    assert_same_weights(ours.unet, pipeline.unet)
+    assert_same_weights(ours.text_encoder, pipeline.text_encoder)
+
+
+def test_verify_agrees_with_what_was_released_and_finds_a_changed_byte(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release_whole(whole, tiny_sd)
+    main(["verify", str(path)])
+    told = capsys.readouterr().out
+    assert "7 figures of hashes.json agree" in told
+    assert "- `a`: **512, epoch 40**, trained" in told
+    assert "base" in told
+    for place in (-1, 20):  # of a tensor, of the header
+        content = bytearray(path.read_bytes())
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(SystemExit, match=r"changed since its release|damaged"):
+            main(["verify", str(path)])
+        content[place] ^= 1
+        path.write_bytes(content)
+    (path.parent / "hashes.json").unlink()
+    with pytest.raises(SystemExit, match=r"hashes\.json: no such file"):
+        main(["verify", str(path)])
+
+
+def test_a_winner_that_drew_nothing_is_named(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:
+    write_json(whole[1].choice, {"choice": "row9", "reason": "?"})
+    with pytest.raises(ValueError, match=r"no picture by 'row9'.*holds row1"):
+        release_whole(whole, tiny_sd)
+
+
+def test_it_runs_from_the_command_line(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:
+    winner, evidence = whole
     folder = winner.parent
     params = {
         "release": {
@@ -288,13 +424,22 @@ def test_it_runs_from_the_command_line(winner: Path) -> None:
             "tags": list(PARAMS.tags),
         },
         "ingredients": {
-            name: {key: value for key in i.__slots__ if (value := getattr(i, key)) is not None}
-            for name, i in ingredients(folder).items()
+            "base": {
+                "path": str(folder / "base.safetensors"),
+                "licence": "MIT",
+                "merging_allowed": True,
+                "source": "here",
+                "attribution": "us",
+            }
         },
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params))
     options = {
         "--weights": winner,
+        "--config": tiny_sd.config,
+        "--cells": evidence.cells,
+        "--choice": evidence.choice,
+        "--reports": evidence.reports,
         "--out": folder / "release",
         "--report": folder / "release.json",
         "--params": folder / "params.yaml",

@@ -266,7 +266,7 @@ def test_the_winner_is_compared_to_the_reference_which_is_never_chosen(
     choosing.reference = "bloody"
     report = choosing.one(["a", "b"])
     assert report["choice"] == "b"
-    assert "Against the reference bloody: score -1.5" in report["reason"]
+    assert "Compared with bloody: score -1.5" in report["reason"]
     assert report["reference"]["score_lead"] == pytest.approx(-1.5, abs=0.05)
     assert report["reference"]["score_lead_high"] < 0
 

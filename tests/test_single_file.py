@@ -1,6 +1,7 @@
 import hashlib
 import json
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -10,17 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.model import (
-    header_bytes,
     load_models,
-    read_header,
     read_single_file,
     save_single_file,
     write_single_file,
 )
 from stages.diffusion.single_file import (
+    POSITION_IDS,
     normal_keys,
     text_encoder_keys,
     to_original,
@@ -186,6 +189,48 @@ def test_sd15_has_the_keys_of_the_files_in_the_field() -> None:
         assert tuple(tensors[key].shape) == shape, key
 
 
+@pytest.fixture(scope="module")
+def sd15() -> dict[str, torch.Tensor]:
+    """All 1,131 tensors of an SD 1.5 file, without storage."""
+    parts = shapes_on_meta()
+    position_ids = torch.empty(1, 77, dtype=torch.int64, device="meta")
+    return {k: t for part in parts.values() for k, t in part.items()} | {POSITION_IDS: position_ids}
+
+
+def test_a_full_size_file_is_what_comfyui_detects_as_sd15(sd15: dict[str, torch.Tensor]) -> None:
+    """Its rules: detect_unet_config in comfy/model_detection.py, SD15 in supported_models.py."""
+    unet = "model.diffusion_model."
+    assert len(sd15) == 1131
+    keys = {key.removeprefix(unet): t for key, t in sd15.items() if key.startswith(unet)}
+    assert len(keys) > 5, "that many keys make the prefix"
+    assert "label_emb.0.0.weight" not in keys, "adm_in_channels: None"
+    assert tuple(keys["input_blocks.0.0.weight"].shape[:2]) == (320, 4), "model_channels"
+    attends = [key for key in keys if key.endswith("transformer_blocks.0.attn2.to_k.weight")]
+    assert len(attends) == 16
+    assert {keys[key].shape[1] for key in attends} == {768}, "context_dim"
+    assert {t.dim() for key, t in keys.items() if key.endswith("proj_in.weight")} == {4}, (
+        "no linear"
+    )
+    blocks = {key.split(".")[1] for key in keys if key.startswith("input_blocks.")}
+    assert blocks == {str(i) for i in range(12)}
+    text = "cond_stage_model.transformer.text_model.encoder.layers.{}.mlp.fc1.weight"
+    assert text.format(11) in sd15, "clip_l: twelve layers"
+    assert text.format(12) not in sd15
+
+
+def test_a_full_size_file_has_the_keys_that_a1111_asks_for(sd15: dict[str, torch.Tensor]) -> None:
+    """Its rules: guess_model_config_from_state_dict, and load_vae's and merge's prefixes."""
+    sd2 = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+    assert sd2 not in sd15, "else it takes SD 2's config"
+    assert not any(key.startswith("conditioner.") for key in sd15), "nor SDXL's"
+    assert sd15["model.diffusion_model.input_blocks.0.0.weight"].shape[1] == 4, "no inpainting"
+    assert tuple(sd15[POSITION_IDS].shape) == (1, 77)
+    assert sd15[POSITION_IDS].dtype == torch.int64
+    known = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.")
+    assert all(key.startswith(known) for key in sd15)
+    assert "first_stage_model.decoder.conv_out.weight" in sd15
+
+
 def test_position_ids_are_written_as_integers(tmp_path: Path, tiny_sd: TinySD) -> None:
     tensors = load_file(save(tiny_sd, tmp_path / "a.safetensors"))
     position_ids = tensors.pop(TEXT + "embeddings.position_ids")
@@ -311,6 +356,63 @@ def test_a_header_with_holes_is_refused(tmp_path: Path) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
     with pytest.raises(ValueError, match="damaged"):
         read_single_file(path)
+
+
+def header_file(path: Path, header: str, content: bytes = b"") -> Path:
+    text = header.encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},"a":{}}', "'a' stands in it twice"),
+        (
+            '{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]},'
+            '"b":{"dtype":"F16","shape":[2],"data_offsets":[2,4]}}',
+            "'b' is said to lie where another",
+        ),
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[4,0]}}', "'a' is said to lie"),
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,400]}}', "promises"),
+        ('{"a":{"dtype":"F16","shape":[2]}}', "data_offsets"),
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0]}}', "damaged"),
+        ('{"__metadata__":{"a":1}}', "something else than strings"),
+        ("[" * 100_000, "not a safetensors file"),
+        ('{"a":' * 100_000, "damaged"),
+    ],
+)
+def test_a_header_that_lies_is_refused(tmp_path: Path, header: str, words: str) -> None:
+    path = header_file(tmp_path / "a.safetensors", header, bytes(4))
+    with pytest.raises(ValueError, match=re.escape(words)) as refusal:
+        read_header(path)
+    assert str(path) in str(refusal.value)
+
+
+def test_an_endless_header_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((100_000_001).to_bytes(8, "little") + b"{")
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        read_header(path)
+
+
+@given(st.data())
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_damage_to_a_header_is_read_or_refused_as_such(
+    tmp_path: Path, data: st.DataObject
+) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(2), "b": torch.ones(3)}, path, {"format": "pt"})
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(content)
+    try:
+        header = read_header(path)
+    except ValueError as error:
+        assert str(path) in str(error)  # noqa: PT017  some damage is harmless
+    else:
+        assert all(entry.stop <= len(content) for entry in header.tensors.values())
 
 
 def test_other_widths_are_refused_with_the_first_key_and_both_shapes(

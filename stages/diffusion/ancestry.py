@@ -11,12 +11,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from fractions import Fraction
-from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from stages.diffusion.expression import parse_expression
 from stages.harness.files import sha256_file
 
 RECIPE = "cosmopolitan.recipe"
@@ -61,22 +58,6 @@ class Lineage:
         recipe = ancestor.recipe or {}
         epoch = f", epoch {ancestor.epoch}" if ancestor.epoch else ""
         return str(recipe.get("name") or recipe.get("run") or ancestor.name) + epoch
-
-    def shares(self) -> dict[str, Fraction]:
-        """Give each ancestor's weight in the file, by SHA-256, through merges but not trainings.
-
-        Raises:
-            ValueError: if a recipe's expression and inputs do not fit, as no merge writes them.
-        """
-        weights = {sha256: _weights(ancestor.recipe) for sha256, ancestor in self.ancestors.items()}
-        shares = dict.fromkeys(self.ancestors, Fraction())
-        for sha256, weight in _weights(self.recipe):
-            shares[sha256] += weight
-        inputs = {sha256: [s for s, _ in weights[sha256]] for sha256 in weights}
-        for sha256 in reversed(list(TopologicalSorter(inputs).static_order())):
-            for source, weight in weights[sha256]:
-                shares[source] += shares[sha256] * weight
-        return shares
 
     def route(self, sha256: str) -> list[str]:
         """Name the files between this one and an ancestor, nearest first; the ancestor ends it.
@@ -149,16 +130,6 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     for sha256, ancestor in _merged_elsewhere(metadata):
         ancestors.setdefault(sha256, ancestor)
     return Lineage(recipe, ancestors)
-
-
-def _weights(recipe: Mapping[str, Any] | None) -> list[tuple[str, Fraction]]:
-    """Give SHA-256 and weight of each input of a merge; of anything else, none."""
-    if not recipe or recipe.get("kind") != "merge":
-        return []
-    weights = parse_expression(recipe["expression"])
-    if set(weights) != set(recipe["inputs"]):
-        raise ValueError(f"metadata {RECIPE}: the names in {recipe['expression']!r} have no inputs")
-    return [(recipe["inputs"][name], weight) for name, weight in weights.items()]
 
 
 def _recipes(recipe: Any, ancestors: Mapping[str, Ancestor]) -> Iterator[dict[str, Any]]:

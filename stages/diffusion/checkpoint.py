@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from stages.diffusion.model import read_header
+from stages.diffusion.header import read_header
 from stages.harness.files import replacing
 
 TENSOR = "$tensor"

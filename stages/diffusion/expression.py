@@ -1,26 +1,34 @@
-"""Merge expressions that people read and write: `a + 0.5*(b - c)` becomes {a: 1, b: 1/2, c: -1/2}.
+"""Merge expressions that people read and write: `a + 0.5*(b - c)`, `slerp(a, b, 0.3)`.
 
-    sum     = product { ("+" | "-") product }
-    product = factor { ("*" | "/") factor }
-    factor  = ("+" | "-") factor | NUMBER | NAME | "(" sum ")"
+    sum      = product { ("+" | "-") product }
+    product  = factor { ("*" | "/") factor }
+    factor   = ("+" | "-") factor | NUMBER | NAME | "(" sum ")" | call
+    call     = METHOD "(" argument { "," argument } ")"
+    argument = [ NAME "=" ] ( sum | "[" sum { "," sum } "]" | PRESET )
 
 A name stands for the weights of a whole model, so models may be added, and multiplied or divided
 by numbers, but not by each other. Numbers are exact fractions: 0.1 + 0.2 is 0.3, and a third of
-each of three models sums to one.
+each of three models sums to one. Sums are multiplied out, so that what is a sum all the way down
+is computed in one pass and rounded once.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import NoReturn
+from typing import NoReturn, TypeAlias, TypeVar
 
-Weights = dict[str, Fraction]  # by name, in the order of first appearance
-Value = Fraction | Weights  # a number, or a sum of models
+from stages.diffusion.merge_table import METHODS, PRESETS, Parameter
+
+T = TypeVar("T")
+Term: TypeAlias = "str | Call"  # a model by its name, or what a method makes of models
+Weights = dict[Term, Fraction]  # a sum, in the order of first appearance
+Sum = tuple[tuple[Term, Fraction], ...]  # the same, as an argument of a call
+Value = Fraction | Weights
 
 TOKEN = re.compile(
     r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-    r"|(?P<name>[^\W\d]\w*)|(?P<sign>[-+*/()])|(?P<end>$)|(?P<other>\S))",
+    r"|(?P<name>[^\W\d]\w*)|(?P<sign>[-+*/()\[\],=])|(?P<end>$)|(?P<other>\S))",
     re.ASCII,
 )
 NAME = re.compile(r"[^\W\d]\w*", re.ASCII)
@@ -32,14 +40,31 @@ MAX_DEPTH = 100
 MAX_WEIGHT = 1_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A method and what it is given; hashable, so that equal calls are one term."""
+
+    method: str  # a key of METHODS
+    models: tuple[tuple[str, tuple[Sum, ...]], ...]  # by parameter; one sum, or a list's
+    numbers: tuple[tuple[str, tuple[Fraction, ...]], ...]  # by parameter; one, or the block weights
+
+    def model(self, name: str) -> Sum:
+        """Give the one model of a parameter."""
+        return dict(self.models)[name][0]
+
+    def number(self, name: str) -> Fraction:
+        """Give the one number of a parameter."""
+        return dict(self.numbers)[name][0]
+
+
 def parse_expression(text: str) -> Weights:
-    """Multiply an expression out into one weight per name.
+    """Multiply an expression out into one weight per model or method.
 
     Args:
         text: as in `0.6*a + 0.2*b + 0.2*c`.
 
     Returns:
-        Exact weights in the order in which the names appear; a weight may come to 0.
+        Exact weights in the order in which the terms appear; a weight may come to 0.
 
     Raises:
         ValueError: with the position, from 1, and a caret under it.
@@ -49,19 +74,34 @@ def parse_expression(text: str) -> Weights:
     return _Parser(text).parse()
 
 
-def check_sum(text: str, weights: Mapping[str, Fraction]) -> None:
-    """Refuse weights whose sum is not 1: the result would not be a model of the inputs' scale.
+def model_names(weights: Mapping[Term, Fraction] | Sum) -> list[str]:
+    """List the models of an expression, each once, in the order of first appearance."""
+    return list(dict.fromkeys(_names(dict(weights))))
 
-    Raises:
-        ValueError: naming the sum, and what would make it 1.
+
+def model_weights(weights: Mapping[Term, Fraction] | Sum) -> dict[str, Fraction]:
+    """Give each model's share: exact in a sum, and what a method would take of equal models else.
+
+    `slerp(a, b, 0.3)` takes 0.7 and 0.3; block weights count as their mean; what picks or scales
+    by the values themselves (ties, dare, model_stock, similarity) as its plain average.
     """
-    total = sum(weights.values(), Fraction())
+    shares: dict[str, Fraction] = {}
+    for term, weight in dict(weights).items():
+        inner = {term: Fraction(1)} if isinstance(term, str) else _shares(term)
+        for name, share in inner.items():
+            shares[name] = shares.get(name, Fraction()) + weight * share
+    return shares
+
+
+def sum_warning(text: str, weights: Mapping[Term, Fraction]) -> str | None:
+    """Say so if weights do not sum to 1: the result is then not of the inputs' scale."""
+    total = sum(model_weights(weights).values(), Fraction())
     if total == 1:
-        return
+        return None
     advice = "The added models' weights must exceed the subtracted ones' by 1, as in a + b - c"
     if total > 0 and all(weight >= 0 for weight in weights.values()):
         advice = f"({text}) / {format_weight(total)} has the same proportions and sums to 1"
-    raise ValueError(
+    return (
         f"merge expression {text!r}: the weights sum to {format_weight(total)}, not to 1. {advice}"
     )
 
@@ -70,6 +110,54 @@ def format_weight(weight: Fraction) -> str:
     """Write an exact weight as people do: 0.6, -0.5, 1/3."""
     decimal = f"{float(weight):.12g}"
     return decimal if Fraction(decimal) == weight else str(weight)
+
+
+def format_term(term: Term) -> str:
+    """Write a term as it could have been read."""
+    if isinstance(term, str):
+        return term
+    parts = []
+    given: dict[str, tuple[Sum | Fraction, ...]] = {**dict(term.models), **dict(term.numbers)}
+    for parameter in METHODS[term.method].parameters:
+        values = given.get(parameter.name)
+        if values is None:
+            continue
+        texts = [format_weight(v) if isinstance(v, Fraction) else format_sum(v) for v in values]
+        is_list = parameter.kind in ("models", "blocks")
+        text = f"[{', '.join(texts)}]" if is_list else texts[0]
+        parts.append(f"{parameter.name}={text}" if parameter.is_optional else text)
+    return f"{term.method}({', '.join(parts)})"
+
+
+def format_sum(weights: Mapping[Term, Fraction] | Sum) -> str:
+    """Write a sum as it could have been read."""
+    return " + ".join(
+        format_term(term) if weight == 1 else f"{format_weight(weight)}*{format_term(term)}"
+        for term, weight in dict(weights).items()
+    ).replace("+ -", "- ")
+
+
+def _names(weights: Mapping[Term, Fraction]) -> Iterator[str]:
+    for term in weights:
+        if isinstance(term, str):
+            yield term
+        else:
+            for _, sums in term.models:
+                for model in sums:
+                    yield from _names(dict(model))
+
+
+def _shares(call: Call) -> dict[str, Fraction]:
+    """Give the nominal weights of a call's models."""
+    by_parameter = METHODS[call.method].shares(dict(call.numbers))
+    if call.method == "parts" and "unet" in dict(call.models):
+        by_parameter = {"unet": by_parameter["unet"]}
+    shares = dict.fromkeys(model_names({call: Fraction(1)}), Fraction())
+    for parameter, sums in call.models:
+        for model in sums:
+            for name, share in model_weights(model).items():
+                shares[name] += by_parameter.get(parameter, Fraction()) * share / len(sums)
+    return shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +184,7 @@ class _Parser:
             self._fail(start, "the expression names no model, as in 0.5*a + 0.5*b")
         for name, weight in value.items():
             if abs(weight) > MAX_WEIGHT:
-                self._fail(start, f"the weight of {name!r} is beyond {MAX_WEIGHT:,}")
+                self._fail(start, f"the weight of {format_term(name)!r} is beyond {MAX_WEIGHT:,}")
         return value
 
     def _sum(self) -> Value:
@@ -120,14 +208,14 @@ class _Parser:
         token = self._next()
         if token.kind == "number":
             return self._number(token)
+        if token.kind == "name" and self.token.text == "(":
+            return {self._call(token): Fraction(1)}
         if token.kind == "name":
             return {token.text: Fraction(1)}
         if token.text not in ("+", "-", "("):
             got = "the end" if token.kind == "end" else repr(token.text)
             self._fail(token, f"expected a number, a name or '(', got {got}")
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self._fail(token, f"more than {MAX_DEPTH} levels of parentheses and signs")
+        self._deepen(token)
         value = self._bracketed(token) if token.text == "(" else self._factor()
         self.depth -= 1
         return _scaled(value, -1) if token.text == "-" else value
@@ -140,6 +228,111 @@ class _Parser:
             self._fail(self.token, f"expected + - * / or ')', got {self.token.text!r}")
         self._next()
         return value
+
+    def _call(self, method: _Token) -> Call:
+        if method.text not in METHODS:
+            self._fail(method, f"no method {method.text!r}; there are {', '.join(METHODS)}")
+        self._deepen(method)
+        free = {parameter.name: parameter for parameter in METHODS[method.text].parameters}
+        models: dict[str, tuple[Sum, ...]] = {}
+        numbers: dict[str, tuple[Fraction, ...]] = {}
+        for parameter in self._listed("(", ")", lambda: self._parameter(method, free)):
+            match parameter.kind:
+                case "model":
+                    models[parameter.name] = (self._model(parameter),)
+                case "models":
+                    items = self._listed("[", "]", lambda: None)
+                    models[parameter.name] = tuple(self._model(parameter) for _ in items)
+                case "number":
+                    numbers[parameter.name] = (self._argument_number(parameter),)
+                case "blocks":
+                    numbers[parameter.name] = self._blocks(parameter)
+        numbers |= self._defaults(method, free)
+        self.depth -= 1
+        return Call(
+            method.text,
+            tuple(sorted(models.items(), key=_place(method.text))),
+            tuple(sorted(numbers.items(), key=_place(method.text))),
+        )
+
+    def _defaults(
+        self, method: _Token, free: dict[str, Parameter]
+    ) -> dict[str, tuple[Fraction, ...]]:
+        """Fill in what was left out, or refuse to."""
+        wanted = [p for p in free.values() if not p.is_optional]
+        if missing := [p.name for p in wanted if p.default is None]:
+            self._fail(method, f"{method.text} lacks {missing[0]!r}: {_usage(method.text)}")
+        return {p.name: (Fraction(p.default),) for p in wanted if p.default is not None}
+
+    def _parameter(self, method: _Token, free: dict[str, Parameter]) -> Parameter:
+        """Find whose argument comes next: that of its name, or the first that is still free."""
+        start = self.token
+        ahead = TOKEN.match(self.text, start.at + len(start.text))
+        if start.kind == "name" and ahead and ahead["sign"] == "=":
+            self._next()
+            self._next()
+            if start.text not in free:
+                self._fail(
+                    start, f"{method.text} takes no {start.text!r} here: {_usage(method.text)}"
+                )
+            return free.pop(start.text)
+        positional = [p for p in free.values() if not p.is_optional]
+        if not positional:
+            self._fail(start, f"too many arguments: {_usage(method.text)}")
+        return free.pop(positional[0].name)
+
+    def _model(self, parameter: Parameter) -> Sum:
+        start = self.token
+        value = self._sum()
+        if isinstance(value, Fraction):
+            self._fail(start, f"{parameter.name!r} is a model, got a number")
+        return tuple(value.items())
+
+    def _argument_number(self, parameter: Parameter) -> Fraction:
+        start = self.token
+        value = self._sum()
+        if not isinstance(value, Fraction):
+            self._fail(start, f"{parameter.name!r} is a number, got a model")
+        if not parameter.low <= value <= parameter.high:
+            bounds = f"{parameter.low:g} to {parameter.high:g}"
+            self._fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
+        return value
+
+    def _blocks(self, parameter: Parameter) -> tuple[Fraction, ...]:
+        start = self.token
+        if start.kind == "name":
+            self._next()
+            if start.text not in PRESETS:
+                self._fail(start, f"no preset {start.text!r}; there are {', '.join(PRESETS)}")
+            return PRESETS[start.text]
+        items = self._listed("[", "]", lambda: None)
+        values = tuple(self._argument_number(parameter) for _ in items)
+        if len(values) != (wanted := len(PRESETS["GRAD_V"])):
+            self._fail(
+                start,
+                f"{len(values)} block weights; {wanted} are wanted: BASE, IN00 to IN11, M00, "
+                "OUT00 to OUT11",
+            )
+        return values
+
+    def _listed(self, opening: str, closing: str, begin: Callable[[], T]) -> Iterator[T]:
+        """Walk through a list in brackets: the caller reads an item after each one begun."""
+        if self.token.text != opening:
+            self._fail(self.token, f"expected {opening!r}, got {self._got()}")
+        while self.token.text != closing:
+            self._next()
+            yield begin()
+            if self.token.text not in (",", closing):
+                self._fail(self.token, f"expected ',' or {closing!r}, got {self._got()}")
+        self._next()
+
+    def _got(self) -> str:
+        return "the end" if self.token.kind == "end" else repr(self.token.text)
+
+    def _deepen(self, token: _Token) -> None:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            self._fail(token, f"more than {MAX_DEPTH} levels of parentheses and signs")
 
     def _number(self, token: _Token) -> Fraction:
         _, _, exponent = token.text.lower().partition("e")
@@ -194,3 +387,20 @@ def _scaled(value: Value, by: Fraction | int) -> Value:
     if isinstance(value, Fraction):
         return value * by
     return {name: weight * by for name, weight in value.items()}
+
+
+def _place(method: str) -> Callable[[tuple[str, object]], int]:
+    """Order arguments as the method's parameters are."""
+    names = [parameter.name for parameter in METHODS[method].parameters]
+    return lambda item: names.index(item[0])
+
+
+def _usage(method: str) -> str:
+    """Show how a method is called."""
+    shown = []
+    for p in METHODS[method].parameters:
+        text = f"[{p.name}]" if p.kind in ("models", "blocks") else p.name
+        if p.default is not None or p.is_optional:
+            text = f"{p.name}={p.default or 'model'}"
+        shown.append(text)
+    return f"{method}({', '.join(shown)})"

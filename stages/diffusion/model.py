@@ -5,7 +5,7 @@ reads, writes or compares tensors needs torch alone.
 """
 
 import json
-import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
     TEXT_ENCODER,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+MODEL_INDEX = "model_index.json"
 CONFIG_FILES = (
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
@@ -40,19 +42,6 @@ CONFIG_FILES = (
     "unet/config.json",
     "vae/config.json",
 )
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-}
-OTHER_FORMATS = {
-    b"PK": "a pickle (.ckpt, .pt), which may run code when it is read",
-    b"\x80": "a pickle (.ckpt, .pt), which may run code when it is read",
-    b"<": "a web page, as a download without login leaves it",
-    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
-}
 
 
 @dataclass
@@ -64,24 +53,6 @@ class Models:
     text_encoder: "CLIPTextModel"
     tokenizer: "CLIPTokenizer"
     noise_scheduler: "DDPMScheduler"
-
-
-@dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """Where a tensor lies: bytes `start` to `stop` of the file."""
-
-    dtype: str  # as safetensors writes it: F16, F32, I64
-    shape: tuple[int, ...]
-    start: int
-    stop: int
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a safetensors file says about itself before its first tensor."""
-
-    metadata: dict[str, str]
-    tensors: dict[str, TensorEntry]  # by the key as written, sorted
 
 
 def load_models(
@@ -121,6 +92,22 @@ def load_models(
     return models
 
 
+def save_diffusers(weights: Path, config: Path, out: Path) -> None:
+    """Write a single file as the folder that diffusers' `from_pretrained` opens, in float16.
+
+    Args:
+        weights: a safetensors file in the original SD 1.x layout.
+        config: the diffusers folder that describes it.
+        out: comes to hold the networks, and a copy of the rest of `config`.
+    """
+    models = load_models(weights, config, dtype=torch.float16)
+    for name in ("scheduler", "tokenizer"):
+        shutil.copytree(config / name, out / name, dirs_exist_ok=True)
+    shutil.copyfile(config / MODEL_INDEX, out / MODEL_INDEX)
+    for name in ("unet", "vae", "text_encoder"):
+        getattr(models, name).save_pretrained(out / name)
+
+
 def save_single_file(
     path: Path,
     unet: "UNet2DConditionModel",
@@ -143,37 +130,6 @@ def save_single_file(
     """
     tensors = _original_tensors(_parts(unet, vae, text_encoder))
     write_single_file(path, tensors, metadata, dtype)
-
-
-def read_header(path: Path) -> Header:
-    """Read what a safetensors file holds, but no tensor.
-
-    Raises:
-        ValueError: if it is a pickle, a web page or anything but a whole safetensors file.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(32)
-        length = int.from_bytes(start[:8], "little")
-        if start[8:9] != b"{" or length > MAX_HEADER_BYTES:
-            raise ValueError(_other_format(path, start, size))
-        file.seek(8)
-        text = file.read(length)
-    try:
-        header = _parse_header(text)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = "is cut short" if size < 8 + length else "is damaged"
-        raise ValueError(
-            f"{path}: the safetensors header {what} ({size:,} bytes). Fetch or make it again."
-        ) from error
-    end = max((entry.stop for entry in header.tensors.values()), default=8 + length)
-    if size != end:
-        what = "cut short" if size < end else "damaged"
-        raise ValueError(
-            f"{path}: {what}: its header promises {end:,} bytes, it has {size:,}. "
-            "Fetch or make it again."
-        )
-    return header
 
 
 def read_single_file(path: Path) -> StateDict:
@@ -224,59 +180,6 @@ def write_single_file(
             f"{error.strerror} (writing weights; an older file of this name is as it was)",
             str(path),
         ) from error
-
-
-def header_bytes(
-    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
-) -> bytes:
-    """Write what precedes the tensors in a safetensors file, a multiple of 8 bytes.
-
-    The library's own writer puts metadata in random order; this one sorts it.
-
-    Args:
-        shapes: dtype and shape by key, in the order in which the tensors will follow.
-        metadata: strings; `format: pt` is added.
-
-    Source: https://github.com/huggingface/safetensors#format
-    """
-    if bad := [key for key, value in metadata.items() if not isinstance(value, str)]:
-        raise TypeError(f"metadata {bad[0]!r} is no string, and safetensors holds nothing else")
-    header: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
-    start = 0
-    for key, (dtype, shape) in shapes.items():
-        stop = start + math.prod(shape) * dtype.itemsize
-        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
-        start = stop
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def _parse_header(text: bytes) -> Header:
-    header = json.loads(text)
-    metadata = header.pop("__metadata__", {})
-    start = 8 + len(text)
-    tensors = {
-        key: TensorEntry(
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            start=start + entry["data_offsets"][0],
-            stop=start + entry["data_offsets"][1],
-        )
-        for key, entry in sorted(header.items())
-    }
-    return Header(metadata=metadata, tensors=tensors)
-
-
-def _other_format(path: Path, start: bytes, size: int) -> str:
-    """Say what a file is that does not begin as safetensors, and what to do."""
-    if size < 9:
-        return f"{path}: cut short: {size} bytes. Fetch or make it again."
-    kinds = (words for magic, words in OTHER_FORMATS.items() if start.startswith(magic))
-    return (
-        f"{path}: not a safetensors file but {next(kinds, 'something unknown')}. "
-        "Weights are read from safetensors only: fetch the model's .safetensors."
-    )
 
 
 def _tensor_bytes(tensor: torch.Tensor, dtype: torch.dtype, name: str) -> memoryview:

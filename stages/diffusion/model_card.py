@@ -1,6 +1,7 @@
-"""A release in words: what it is, whose work is in it, how to know its file."""
+"""A release in words: what it is and draws, whose work is in it, how to know its file."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 
 from stages.diffusion.ancestry import Lineage
@@ -8,6 +9,24 @@ from stages.diffusion.digests import Digests
 from stages.diffusion.expression import format_weight
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.shares import ancestor_shares
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A picture that the released model drew."""
+
+    path: str  # beside the card
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """How the released model was chosen, in words and numbers, and what it draws."""
+
+    reason: str
+    samples: list[Sample]
 
 
 def model_card(
@@ -16,6 +35,8 @@ def model_card(
     digests: Digests,
     ingredients: Mapping[str, Ingredient],
     names: Mapping[str, str],
+    choice: Choice | None = None,
+    counts: Mapping[str, Mapping[str, int]] | None = None,
 ) -> str:
     """Write a model card in Markdown.
 
@@ -25,6 +46,8 @@ def model_card(
         digests: of the released file.
         ingredients: all that the params know, by name.
         names: of the ingredients, by SHA-256.
+        choice: why this model, and pictures of it.
+        counts: of the data's way through the stages: stage -> what -> how many.
     """
 
     def title(sha256: str) -> str:
@@ -35,10 +58,14 @@ def model_card(
         f"# {params.title}",
         params.description,
         _facts(params),
+        _pictures(choice) if choice else "",
+        f"## Why this one\n\n{choice.reason}" if choice else "",
         "## Recipe",
         _how(lineage.recipe),
-        _tree(lineage, title),
+        ancestor_tree(lineage, title),
         _shares_table(lineage, title),
+        _trainings(lineage, title),
+        _data(counts) if counts else "",
         "## Ingredients and their licences",
         _ingredients_table(used),
         "## The file",
@@ -59,6 +86,35 @@ def _facts(params: ReleaseParams) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items() if value)
 
 
+def _pictures(choice: Choice) -> str:
+    """Show what it draws, one picture after another."""
+    shown = [f"![{s.prompt}, seed {s.seed}]({s.path})" for s in choice.samples]
+    return "\n".join(shown)
+
+
+def _trainings(lineage: Lineage, title: Callable[[str], str]) -> str:
+    """Give the params of every training that led here, each once."""
+    runs: dict[str, dict[str, object]] = {}
+    for sha256, ancestor in lineage.ancestors.items():
+        if ancestor.recipe and ancestor.recipe.get("kind") == "train":
+            runs[title(sha256)] = dict(ancestor.recipe.get("params") or {})
+    if not any(runs.values()):
+        return ""
+    keys = list(dict.fromkeys(key for params in runs.values() for key in params))
+    rows = [[key, *(str(params.get(key, "")) for params in runs.values())] for key in keys]
+    return "## How its models were trained\n\n" + _table(["param", *runs], rows)
+
+
+def _data(counts: Mapping[str, Mapping[str, int]]) -> str:
+    """Count the data from stage to stage."""
+    rows = [
+        [stage, what.replace("_", " "), f"{count:,}"]
+        for stage, values in counts.items()
+        for what, count in values.items()
+    ]
+    return "## Data\n\n" + _table(["stage", "what", "count"], rows)
+
+
 def _is_merge(recipe: Mapping[str, object] | None) -> bool:
     return recipe is not None and recipe.get("kind") == "merge"
 
@@ -71,7 +127,7 @@ def _how(recipe: Mapping[str, object] | None) -> str:
     return "trained" if kind == "train" else ""
 
 
-def _tree(lineage: Lineage, title: Callable[[str], str]) -> str:
+def ancestor_tree(lineage: Lineage, title: Callable[[str], str]) -> str:
     """List every file that led here, each once with what it was made of."""
     lines: list[str] = []
     shown: set[str] = set()
@@ -96,7 +152,7 @@ def _tree(lineage: Lineage, title: Callable[[str], str]) -> str:
 
 def _shares_table(lineage: Lineage, title: Callable[[str], str]) -> str:
     """Multiply the merges out: the weight of each trained model and each ingredient."""
-    shares = lineage.shares()
+    shares = ancestor_shares(lineage)
     leaves: dict[str, Fraction] = {
         sha256: shares[sha256]
         for sha256, ancestor in lineage.ancestors.items()

@@ -12,8 +12,8 @@ from typing import Any
 
 from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
 from stages.diffusion.digests import CHUNK_BYTES
-from stages.diffusion.expression import parse_expression
-from stages.diffusion.model import DTYPE_NAMES, header_bytes, read_header
+from stages.diffusion.expression import Call, model_weights, parse_expression
+from stages.diffusion.header import DTYPE_NAMES, header_bytes, read_header
 from stages.diffusion.weights import TENSORS_HASH, writing
 from stages.harness.params import Params
 
@@ -52,6 +52,7 @@ def release_metadata(
     ours: Mapping[str, str],
     tensors_hash: str,
     title: Callable[[str], str],
+    thumbnail: str = "",
 ) -> dict[str, str]:
     """Write a release's metadata: ModelSpec, A1111's merge keys, and our own ancestry.
 
@@ -61,6 +62,7 @@ def release_metadata(
         ours: the metadata of the file that wins.
         tensors_hash: SHA-256 of the tensors' bytes.
         title: names an ancestor by SHA-256.
+        thumbnail: a picture as a data: URL, if there is one.
 
     Source: https://github.com/Stability-AI/ModelSpec
     """
@@ -77,6 +79,7 @@ def release_metadata(
         "tags": ", ".join(params.tags),
         "resolution": f"{params.resolution}x{params.resolution}",
         "prediction_type": "epsilon",
+        "thumbnail": thumbnail,
         "merged_from": ", ".join(title(sha256) for sha256 in lineage.inputs().values()),
     }
     metadata = {f"modelspec.{key}": value for key, value in spec.items() if value}
@@ -107,9 +110,10 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
     """
     if not recipe or recipe.get("kind") != "merge":
         return None
-    weights = parse_expression(recipe["expression"])
-    method, multiplier = _method(list(weights.values()))
-    hashes = [recipe["inputs"][key] for key in weights]
+    terms = parse_expression(recipe["expression"])
+    is_sum = not any(isinstance(term, Call) for term in terms)
+    method, multiplier = _method(list(terms.values())) if is_sum else ("expression", None)
+    hashes = [recipe["inputs"][key] for key in model_weights(terms)]
     return {
         "type": "cosmopolitan",
         **dict(

@@ -19,6 +19,14 @@ VAE = "first_stage_model."
 TEXT_ENCODER = "cond_stage_model.transformer.text_model."
 POSITION_IDS = TEXT_ENCODER + "embeddings.position_ids"
 
+EMA = "model_ema.diffusion_model"  # then the UNet's key without its dots
+EMA_WORDS = re.compile(
+    r"(?P<block>input_blocks|output_blocks)(?P<number>\d{1,2})(?P<layer>\d)"
+    r"|(?P<word>diffusion_model|middle_block|time_embed|transformer_blocks|skip_connection"
+    r"|in_layers|emb_layers|out_layers|attn[12]|to_out|to_[qkv]|proj_in|proj_out|proj|norm[123]"
+    r"|norm|net|ff|conv|op|out|weight|bias|\d)"
+)
+
 UNET_ENDS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
@@ -126,13 +134,22 @@ def from_original(tensors: StateDict, keys: Mapping[str, str]) -> StateDict:
     }
 
 
+def is_stable_diffusion(keys: Iterable[str]) -> bool:
+    """Tell a file of the original layout, its UNet's weights perhaps as averages alone."""
+    return any(key.startswith((UNET, EMA)) for key in keys)
+
+
 def normal_keys(keys: Iterable[str]) -> dict[str, str]:
     """Find the weights of the three networks in a file: normal key to the key as it is written.
 
     The old alias of the text encoder gets its `text_model.`; where both stand, the alias loses.
-    EMA copies, scheduler buffers, losses and `position_ids` are left out.
+    EMA copies of the UNet count where there is nothing else of it. Scheduler buffers, losses and
+    `position_ids` are left out.
     """
     spelled = {TEXT_ENCODER_ALIAS.sub(TEXT_ENCODER, key): key for key in sorted(keys)}
+    if not any(key.startswith(UNET) for key in spelled):
+        averages = [key for key in spelled if key.startswith(EMA)]
+        spelled |= {"model." + _with_dots(key.removeprefix("model_ema.")): key for key in averages}
     ours = (UNET, VAE, "cond_stage_model.")
     return {
         normal: key
@@ -161,6 +178,19 @@ def check_architecture(path: Path, config: Path, wanted: Shapes, got: Shapes) ->
             f"First differing key: {key!r}, wanted {_shape(wanted, key)}, "
             f"got {_shape(found, key)}. {_hint(wanted, got)}"
         )
+
+
+def _with_dots(name: str) -> str:
+    """Put the dots back that CompVis's LitEma takes out of a key's name; else the name as it is."""
+    parts: list[str] = []
+    end = 0
+    for found in EMA_WORDS.finditer(name):
+        if found.start() != end:
+            return name
+        groups = ("block", "number", "layer") if found["block"] else ("word",)
+        parts += [found[group] for group in groups]
+        end = found.end()
+    return ".".join(parts) if end == len(name) else name
 
 
 def _shape(shapes: Shapes, key: str) -> str:

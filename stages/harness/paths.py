@@ -45,6 +45,13 @@ def stage_paths(doc: str | None, *names: str, argv: Sequence[str] | None = None)
             metavar=found["metavar"] if found else "PATH",
             help=found["help"] if found else None,
         )
+    add_params_option(parser)
+    options = vars(parser.parse_args(argv))
+    return [options[name.replace("-", "_")] for name in (*names, "params")]
+
+
+def add_params_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command line name the params file, as every stage's does."""
     parser.add_argument(
         "--params",
         type=Path,
@@ -52,8 +59,6 @@ def stage_paths(doc: str | None, *names: str, argv: Sequence[str] | None = None)
         metavar="FILE",
         help=f"every value that one may change (default: {DEFAULT_PARAMS})",
     )
-    options = vars(parser.parse_args(argv))
-    return [options[name.replace("-", "_")] for name in (*names, "params")]
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from stages.diffusion.ancestry import Lineage, read_lineage
 from stages.diffusion.expression import format_weight, parse_expression
+from stages.diffusion.shares import ancestor_shares
 
 # px in the drawing
 BOX_WIDTH, BOX_HEIGHT = 168, 58
@@ -224,7 +225,7 @@ def _line(step: Step, at: Mapping[Stop, tuple[int, int]]) -> Line:
 def _shares(
     lineage: Lineage, title: Callable[[str], str], licences: Mapping[str, str]
 ) -> list[Share]:
-    shares = lineage.shares()
+    shares = ancestor_shares(lineage)
     leaves = {
         sha256: shares[sha256]
         for sha256, ancestor in lineage.ancestors.items()

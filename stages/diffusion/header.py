@@ -1,0 +1,149 @@
+"""The header of a safetensors file: read with suspicion, written the same way every time."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+OTHER_FORMATS = {
+    b"PK": "a pickle (.ckpt, .pt), which may run code when it is read",
+    b"\x80": "a pickle (.ckpt, .pt), which may run code when it is read",
+    b"<": "a web page, as a download without login leaves it",
+    b"version https://git-lfs": "a Git LFS pointer; `git lfs pull` fetches the file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """Where a tensor lies: bytes `start` to `stop` of the file."""
+
+    dtype: str  # as safetensors writes it: F16, F32, I64
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a safetensors file says about itself before its first tensor."""
+
+    metadata: dict[str, str]
+    tensors: dict[str, TensorEntry]  # by the key as written, sorted
+
+
+def read_header(path: Path) -> Header:
+    """Read what a safetensors file holds, but no tensor.
+
+    Raises:
+        ValueError: if it is a pickle, a web page or anything but a whole safetensors file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(32)
+        length = int.from_bytes(start[:8], "little")
+        if start[8:9] != b"{" or length > MAX_HEADER_BYTES:
+            raise ValueError(_other_format(path, start, size))
+        file.seek(8)
+        text = file.read(length)
+    try:
+        header = _parse_header(text)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        what = "is cut short" if size < 8 + length else f"is damaged: {error}"
+        raise ValueError(
+            f"{path}: the safetensors header {what} ({size:,} bytes). Fetch or make it again."
+        ) from error
+    end = max((entry.stop for entry in header.tensors.values()), default=8 + length)
+    if size != end:
+        what = "cut short" if size < end else "damaged"
+        raise ValueError(
+            f"{path}: {what}: its header promises {end:,} bytes, it has {size:,}. "
+            "Fetch or make it again."
+        )
+    return header
+
+
+def header_bytes(
+    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """Write what precedes the tensors in a safetensors file, a multiple of 8 bytes.
+
+    The library's own writer puts metadata in random order; this one sorts it.
+
+    Args:
+        shapes: dtype and shape by key, in the order in which the tensors will follow.
+        metadata: strings; `format: pt` is added.
+
+    Source: https://github.com/huggingface/safetensors#format
+    """
+    if bad := [key for key, value in metadata.items() if not isinstance(value, str)]:
+        raise TypeError(f"metadata {bad[0]!r} is no string, and safetensors holds nothing else")
+    header: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
+    start = 0
+    for key, (dtype, shape) in shapes.items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
+        start = stop
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parse_header(text: bytes) -> Header:
+    """Read a header's JSON.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: if it is not what the
+            format wants: a key twice, offsets that overlap, leave gaps or do not fit the shape.
+    """
+    header = json.loads(text, object_pairs_hook=_without_repeats)
+    metadata = header.pop("__metadata__", {})
+    start = 8 + len(text)
+    tensors = {
+        key: TensorEntry(
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=start + entry["data_offsets"][0],
+            stop=start + entry["data_offsets"][1],
+        )
+        for key, entry in sorted(header.items())
+    }
+    end = start
+    for key, entry in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != end or entry.stop < entry.start:
+            raise ValueError(f"{key!r} is said to lie where another tensor or nothing is")
+        end = entry.stop
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("metadata holds something else than strings")
+    return Header(metadata=metadata, tensors=tensors)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of JSON's pairs: where a key stands twice, programs read different files."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} stands in it twice")
+    return found
+
+
+def _other_format(path: Path, start: bytes, size: int) -> str:
+    """Say what a file is that does not begin as safetensors, and what to do."""
+    if size < 9:
+        return f"{path}: cut short: {size} bytes. Fetch or make it again."
+    kinds = (words for magic, words in OTHER_FORMATS.items() if start.startswith(magic))
+    return (
+        f"{path}: not a safetensors file but {next(kinds, 'something unknown')}. "
+        "Weights are read from safetensors only: fetch the model's .safetensors."
+    )

@@ -1,0 +1,137 @@
+"""Merge methods that look at whole tensors, each a pure function of float32 tensors.
+
+Everything is computed by one thread in a fixed order, so that the same inputs give the same
+bytes. A function may overwrite the tensors that it is given: they are its own.
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BLOCK = 1 << 20  # elements whose products float32 sums up; blocks are summed in float64
+NEARLY_PARALLEL = 0.9995  # cosine above which an arc is a line, to float32's precision
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Go from `a` to `b` along an arc: sin((1-t)w)/sin(w) a + sin(t w)/sin(w) b.
+
+    w is the angle between the two, taken as vectors of all their elements. Where they are nearly
+    parallel, or one is zero, it is (1-t) a + t b.
+
+    Source: K. Shoemake, "Animating rotation with quaternion curves", SIGGRAPH 1985.
+    """
+    cosine = _cosine(a, b)
+    if abs(cosine) > NEARLY_PARALLEL or cosine == 0 == dot(a, a) * dot(b, b):
+        return a.mul_(1 - t).add_(b.mul_(t))
+    angle = np.arccos(cosine)
+    first, second = np.sin((1 - t) * angle), np.sin(t * angle)
+    return a.mul_(float(first / np.sin(angle))).add_(b.mul_(float(second / np.sin(angle))))
+
+
+def train_difference(a: Tensor, b: Tensor, c: Tensor, scale: float) -> Tensor:
+    """Add to `a` what `b` learned since `c`, most where `b` has still far to go from `a`.
+
+    a + 1.8 scale (b - c) |b - a| / (|b - c| + |b - a|), element by element; a where b = c = a.
+
+    Source: "trainDifference" of https://github.com/hako-mikan/sd-webui-supermerger
+    """
+    learned = torch.sub(b, c, out=c)
+    apart = b.sub_(a).abs_()
+    total = learned.abs().add_(apart)
+    share = apart.div_(total).nan_to_num_(0.0)
+    return a.add_(share.mul_(learned), alpha=1.8 * scale)
+
+
+def ties(base: Tensor, models: Sequence[Tensor], keep: float, scale: float) -> Tensor:
+    """Add the differences from `base` on which the models agree.
+
+    Of each difference the `keep` share of largest elements stays; each element's sign is that of
+    the sum; the mean of those that have this sign is added, times `scale`.
+
+    Source: "TIES-Merging", arXiv 2306.01708, algorithm 1.
+    """
+    differences = [_trimmed(model.sub_(base), keep) for model in models]
+    elected = differences[0].clone()
+    for difference in differences[1:]:
+        elected.add_(difference)
+    signs = elected.sign_().to(torch.int8)
+    del elected
+    count = torch.zeros(base.shape, dtype=torch.uint8)
+    for difference in differences:
+        agrees = difference.sign().to(torch.int8).mul_(signs).gt(0)
+        difference.mul_(agrees)
+        count.add_(agrees)
+    total = differences[0]
+    for difference in differences[1:]:
+        total.add_(difference)
+    return base.add_(total.div_(count.clamp_(min=1)), alpha=scale)
+
+
+def dare(base: Tensor, a: Tensor, keep: float, generator: torch.Generator) -> Tensor:
+    """Drop most of what `a` differs from `base` by, at random, and enlarge the rest to match.
+
+    base + m (a - base) / keep, where m is 1 with probability `keep`, else 0.
+
+    Source: "Language Models are Super Mario", arXiv 2311.03099, equation 3; its p is 1 - keep.
+    """
+    kept = torch.rand(base.shape, generator=generator).lt_(keep)
+    return base.add_(a.sub_(base).mul_(kept), alpha=1 / keep)
+
+
+def model_stock(base: Tensor, models: Sequence[Tensor]) -> Tensor:
+    """Go from `base` towards the models' mean as far as their differences point one way.
+
+    t mean + (1 - t) base, where t = N cos / (1 + (N - 1) cos) for N models and the mean cosine
+    between their differences from `base`; a negative mean cosine counts as 0.
+
+    Source: "Model Stock", arXiv 2403.19522, equation 2 and appendix B.
+    """
+    differences = [model.sub_(base) for model in models]
+    cosines = [_cosine(a, b) for a, b in combinations(differences, 2)]
+    cosine = max(0.0, sum(cosines) / len(cosines)) if cosines else 1.0
+    t = len(models) * cosine / (1 + (len(models) - 1) * cosine)
+    total = differences[0]
+    for difference in differences[1:]:
+        total.add_(difference)
+    return base.add_(total, alpha=t / len(models))
+
+
+def similarity(a: Tensor, b: Tensor, bias: float) -> Tensor:
+    """Keep `a` where both point alike, and take `b` where they do not.
+
+    (1 - k) a + k b with k = 1 - clamp(cos - bias, 0, 1), where cos is taken over the outputs (the
+    first dimension) for each input.
+
+    Source: add_cosine_a of https://github.com/ljleb/sd-mecha, after supermerger's "cosineA".
+    """
+    k = 1 - (F.cosine_similarity(a, b, dim=0) - bias).clamp_(0, 1)
+    return a.add_(b.sub_(a).mul_(k))
+
+
+def dot(a: Tensor, b: Tensor) -> float:
+    """Multiply and add up all elements, in an order that nothing changes."""
+    pieces = zip(a.reshape(-1).split(BLOCK), b.reshape(-1).split(BLOCK), strict=True)
+    return sum(torch.dot(x, y).item() for x, y in pieces)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Measure the angle between two tensors; 0 if one is zero."""
+    lengths = np.sqrt(dot(a, a) * dot(b, b))
+    return float(np.clip(dot(a, b) / lengths, -1, 1)) if lengths else 0.0
+
+
+def _trimmed(difference: Tensor, keep: float) -> Tensor:
+    """Set all but the `keep` share of largest elements to zero, in place; equals stay together."""
+    count = difference.numel()
+    kept = round(keep * count)
+    if kept >= count:
+        return difference
+    if not kept:
+        return difference.zero_()
+    sizes = difference.abs().flatten().numpy()
+    sizes.partition(count - kept)
+    return difference.masked_fill_(difference.abs().lt_(float(sizes[count - kept])).bool(), 0)

@@ -1,0 +1,145 @@
+"""The files that a merge reads: opened, normalised, and compared before any work."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+
+from stages.diffusion.header import DTYPE_NAMES, TensorEntry, read_header
+from stages.diffusion.single_file import OTHER_FILES, UNET, is_stable_diffusion, normal_keys
+
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+CONV_IN = UNET + "input_blocks.0.0.weight"
+INPAINTING_CHANNELS = 9
+SHOWN_KEYS = 5  # of those that differ
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One file to read tensors from."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    tensors: dict[str, TensorEntry]  # by normal key, sorted
+
+    def shape(self, key: str) -> str:
+        """Tell shape and kind of a tensor, for messages."""
+        entry = self.tensors.get(key)
+        return f"{list(entry.shape)} {entry.dtype}" if entry else "no such key"
+
+
+def open_source(path: Path) -> Source:
+    """Read a file's header, and give its tensors their normal keys.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is a pickle or not whole, or holds tensors of a dtype not known here.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: no such file. Make it (dvc repro), fetch it (dvc pull), or name another"
+        )
+    header = read_header(path)
+    keys = {key: key for key in header.tensors}
+    if is_stable_diffusion(header.tensors):
+        keys = normal_keys(header.tensors)
+    tensors = {normal: header.tensors[key] for normal, key in keys.items()}
+    for key, entry in tensors.items():
+        if entry.dtype not in DTYPES:
+            raise ValueError(
+                f"{path}: {key!r} is stored as {entry.dtype}; known here are "
+                f"{', '.join(DTYPES)}. Convert the file, or fetch its float16 version"
+            )
+        if entry.stop - entry.start != prod(entry.shape) * DTYPES[entry.dtype].itemsize:
+            raise ValueError(
+                f"{path}: damaged: {key!r} has {entry.stop - entry.start:,} bytes, which is not "
+                f"what {list(entry.shape)} of {entry.dtype} take. Fetch or make it again"
+            )
+    if not tensors:
+        raise ValueError(f"{path}: holds no weights")
+    return Source(path, header.metadata, tensors)
+
+
+def check_names(expression: str, wanted: Sequence[str], given: Mapping[str, Path]) -> None:
+    """Refuse names of the expression without a file, and files that it does not name."""
+    if missing := [name for name in wanted if name not in given]:
+        raise ValueError(
+            f"{expression!r} names {missing[0]!r}, but no file is given for it. "
+            f"Add {missing[0]}=FILE"
+        )
+    if unused := [name for name in given if name not in wanted]:
+        raise ValueError(
+            f"{unused[0]}={given[unused[0]]} is given, but {expression!r} does not name "
+            f"{unused[0]!r}; it names {', '.join(wanted)}. Use it there, or leave it away"
+        )
+
+
+def check_alike(first: Source, other: Source) -> None:
+    """Refuse to merge files whose keys, shapes or kinds of numbers differ.
+
+    One difference is let pass: the five more channels that an inpainting model's first layer
+    takes, if it is the first; what is merged with it has nothing to say of them.
+
+    Raises:
+        ValueError: naming the first differing keys, in sorted order, and both shapes.
+    """
+    if is_inpainting(other) and not is_inpainting(first):
+        raise ValueError(
+            f"{other.path}: an inpainting model, whose first layer takes 9 channels, must be the "
+            "first that the expression names"
+        )
+    keys = sorted({*first.tensors, *other.tensors})
+    differing = [key for key in keys if _form(first, key) != _form(other, key)]
+    if is_inpainting(first) and not is_inpainting(other):
+        differing = [key for key in differing if key != CONV_IN]
+    if differing:
+        shown = "".join(
+            f"\n  {key}: {first.shape(key)} there, {other.shape(key)} here"
+            for key in differing[:SHOWN_KEYS]
+        )
+        more = len(differing) - SHOWN_KEYS
+        raise ValueError(
+            f"{other.path}: not the architecture of {first.path}; {len(differing):,} of "
+            f"{len(keys):,} keys differ:{shown}"
+            + (f"\n  and {more:,} more" if more > 0 else "")
+            + f"\n{_hint(first, other)}"
+        )
+
+
+def is_inpainting(source: Source) -> bool:
+    """Tell an inpainting model by the mask and the picture that its first layer takes too."""
+    entry = source.tensors.get(CONV_IN)
+    return entry is not None and entry.shape[1:2] == (INPAINTING_CHANNELS,)
+
+
+def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
+    """Fill a buffer from a place in a file.
+
+    Raises:
+        ValueError: if the file ends before.
+    """
+    file.seek(position)
+    filled = 0
+    while filled < len(buffer):
+        count = file.readinto(buffer[filled:])
+        if not count:
+            raise ValueError(f"{file.name}: became shorter while it was read")
+        filled += count
+
+
+def _form(source: Source, key: str) -> tuple[tuple[int, ...], str] | None:
+    """Give what must be equal in all files: the shape, and the kind of integer, if it is one."""
+    entry = source.tensors.get(key)
+    if entry is None:
+        return None
+    return entry.shape, "" if DTYPES[entry.dtype].is_floating_point else entry.dtype
+
+
+def _hint(first: Source, other: Source) -> str:
+    """Say what kind of file the odd one may be."""
+    for start, words in OTHER_FILES.items():
+        a, b = (any(key.startswith(start) for key in s.tensors) for s in (first, other))
+        if a != b:
+            return f"{(first if a else other).path}: {words}"
+    return "All inputs of a merge must be of one architecture"

@@ -1,0 +1,178 @@
+"""Merging one tensor after another: sums in stretches, methods over whole tensors.
+
+A sum of models is computed in float32 in stretches of 1 Mi elements, in buffers made once, and
+rounded once, to the dtype of the file. A stretch is w1*x1, then + w2*x2, then + w3*x3, in the
+order of the expression, each product and each sum rounded to float32 by itself: no fused
+operation, whose use differs between processors and between the middle and the end of an array. So
+neither the stretch, nor the number of threads, nor the machine changes a byte.
+
+Methods that look at whole tensors (see merge_methods) hold one tensor of each of their models,
+and as much again: 1 GB at most for three models of SD 1.5, whose largest tensor takes 152 MB.
+They are computed by one thread, so that on one machine the same merge gives the same bytes.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from fractions import Fraction
+from io import FileIO
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stages.diffusion import merge_methods
+from stages.diffusion.expression import Call, Sum, Term, Weights
+from stages.diffusion.merge_blocks import at_key
+from stages.diffusion.merge_source import CONV_IN, DTYPES, Source, is_inpainting, read_into
+
+
+class Merger:
+    """Merges one tensor after another, in buffers made once; its files are open in its block."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        sources: Mapping[str, Source],
+        dtype: torch.dtype,
+        chunk_elements: int,
+        allow_nonfinite: bool,
+    ) -> None:
+        self.weights, self.sources, self.dtype = weights, sources, dtype
+        self.chunk_elements, self.allow_nonfinite = chunk_elements, allow_nonfinite
+        self.files: dict[str, FileIO] = {}
+        self.raw = torch.empty(chunk_elements * 4, dtype=torch.uint8)
+        self.raw_bytes = self.raw.numpy().data
+        self.total = torch.empty(chunk_elements, dtype=torch.float32)
+        self.term = torch.empty(chunk_elements, dtype=torch.float32)
+        self.stored = torch.empty(chunk_elements * dtype.itemsize, dtype=torch.uint8)
+        self.stored_bytes = self.stored.numpy().data
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the files open."""
+        with ExitStack() as stack:
+            for name, source in self.sources.items():
+                self.files[name] = stack.enter_context(source.path.open("rb", buffering=0))
+            yield
+
+    def copied(self, key: str) -> bytes:
+        """Give a tensor of the first model as it is."""
+        name = next(iter(self.sources))
+        entry = self.sources[name].tensors[key]
+        content = bytearray(entry.stop - entry.start)
+        read_into(self.files[name], entry.start, memoryview(content))
+        return bytes(content)
+
+    def merged(self, key: str, count: int) -> Iterator[memoryview]:
+        """Merge a tensor of `count` elements; give its bytes in pieces that live until the next.
+
+        Raises:
+            ValueError: if a value is not finite in the new file's dtype.
+        """
+        weights = {term: weight for term, weight in at_key(self.weights, key).items() if weight}
+        models = [(n, float(w)) for n, w in weights.items() if isinstance(n, str)]
+        shapes = {source.tensors[key].shape for source in self.sources.values()}
+        if len(models) == len(weights) and len(shapes) == 1:
+            for start in range(0, count, self.chunk_elements):
+                stop = min(start + self.chunk_elements, count)
+                yield self._rounded(self._summed(models, key, start, stop), key)
+        else:
+            whole = self._widened(weights, key) if len(shapes) > 1 else self._whole(weights, key)
+            for piece in whole.flatten().split(self.chunk_elements):
+                yield self._rounded(piece, key)
+
+    def _summed(
+        self, models: Sequence[tuple[str, float]], key: str, start: int, stop: int
+    ) -> Tensor:
+        """Sum a stretch of one tensor over models; the result lives until the next call."""
+        total = self.total[: stop - start]
+        if not models:
+            total.zero_()
+        for i, (name, weight) in enumerate(models):
+            product = self.term[: stop - start] if i else total
+            product.copy_(self._read(name, key, start, stop)).mul_(weight)
+            if i:
+                total.add_(product)
+        return total
+
+    def _whole(self, weights: Mapping[Term, Fraction] | Sum, key: str) -> Tensor:
+        """Compute a sum of models and methods over a whole tensor, float32."""
+        total: Tensor | None = None
+        for term, weight in dict(weights).items():
+            value = self._load(term, key) if isinstance(term, str) else self._called(term, key)
+            value.mul_(float(weight))
+            total = value if total is None else total.add_(value)
+        return self._load(next(iter(self.sources)), key).zero_() if total is None else total
+
+    def _widened(self, weights: Weights, key: str) -> Tensor:
+        """Merge the first layer of an inpainting model: the channels that all models have."""
+        first = next(iter(self.sources))
+        own = self._read_whole(first, key)
+        own[:, : self._channels(key)] = self._whole(weights, key)
+        return own
+
+    def _channels(self, key: str) -> int:
+        return min(source.tensors[key].shape[1] for source in self.sources.values())
+
+    def _called(self, call: Call, key: str) -> Tensor:
+        """Compute what a method makes of whole tensors."""
+        models = {name: [self._whole(model, key) for model in sums] for name, sums in call.models}
+        numbers = {name: float(values[0]) for name, values in call.numbers}
+        given: dict[str, Any] = {
+            **{name: models[name] if name == "models" else models[name][0] for name in models},
+            **numbers,
+        }
+        if call.method == "dare":
+            text = f"{int(given.pop('seed'))}:{key}"
+            seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
+            given["generator"] = torch.Generator().manual_seed(seed)
+        result: Tensor = getattr(merge_methods, call.method)(**given)
+        return result
+
+    def _load(self, name: str, key: str) -> Tensor:
+        """Read a model's tensor; of an inpainting model's first layer, the common channels."""
+        whole = self._read_whole(name, key)
+        if key == CONV_IN and is_inpainting(self.sources[name]):
+            return whole[:, : self._channels(key)].contiguous()
+        return whole
+
+    def _read_whole(self, name: str, key: str) -> Tensor:
+        entry = self.sources[name].tensors[key]
+        count = prod(entry.shape)
+        whole = torch.empty(count, dtype=torch.float32)
+        for start in range(0, count, self.chunk_elements):
+            stop = min(start + self.chunk_elements, count)
+            whole[start:stop].copy_(self._read(name, key, start, stop))
+        return whole.view(entry.shape)
+
+    def _read(self, name: str, key: str, start: int, stop: int) -> Tensor:
+        """Read a stretch of a tensor as it is stored; it lives until the next call."""
+        entry = self.sources[name].tensors[key]
+        dtype = DTYPES[entry.dtype]
+        size = (stop - start) * dtype.itemsize
+        read_into(self.files[name], entry.start + start * dtype.itemsize, self.raw_bytes[:size])
+        return self.raw[:size].view(dtype)
+
+    def _rounded(self, values: Tensor, key: str) -> memoryview:
+        """Give values as the new file stores them; the bytes live until the next call."""
+        low, high = values.aminmax()  # NaN if any value is, and far quicker than isfinite of each
+        is_finite = low.to(self.dtype).isfinite() and high.to(self.dtype).isfinite()
+        if not (is_finite or self.allow_nonfinite):
+            raise ValueError(self._blame(key))
+        size = len(values) * self.dtype.itemsize
+        self.stored[:size].view(self.dtype).copy_(values)
+        return self.stored_bytes[:size]
+
+    def _blame(self, key: str) -> str:
+        for name, source in self.sources.items():
+            if not self._read_whole(name, key).isfinite().all():
+                return (
+                    f"{source.path}: {key!r} holds NaN or infinity. Did its training diverge? "
+                    "Fetch or make it again; --allow-nonfinite merges it all the same"
+                )
+        return (
+            f"{key!r}: the result is too large for {self.dtype}. Write float32, or look at the "
+            "weights of the expression"
+        )

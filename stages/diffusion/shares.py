@@ -1,0 +1,38 @@
+"""How much of each ancestor is in a merged file."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from graphlib import TopologicalSorter
+from typing import Any
+
+from stages.diffusion.ancestry import RECIPE, Lineage
+from stages.diffusion.expression import model_weights, parse_expression
+
+
+def ancestor_shares(lineage: Lineage) -> dict[str, Fraction]:
+    """Give each ancestor's weight in a file, by SHA-256, through merges but not trainings.
+
+    Exact where merges are sums; see `model_weights` for methods that look at values.
+
+    Raises:
+        ValueError: if a recipe's expression and inputs do not fit, as no merge writes them.
+    """
+    weights = {s: _weights(ancestor.recipe) for s, ancestor in lineage.ancestors.items()}
+    shares = dict.fromkeys(lineage.ancestors, Fraction())
+    for sha256, weight in _weights(lineage.recipe):
+        shares[sha256] += weight
+    inputs = {sha256: [s for s, _ in weights[sha256]] for sha256 in weights}
+    for sha256 in reversed(list(TopologicalSorter(inputs).static_order())):
+        for source, weight in weights[sha256]:
+            shares[source] += shares[sha256] * weight
+    return shares
+
+
+def _weights(recipe: Mapping[str, Any] | None) -> list[tuple[str, Fraction]]:
+    """Give SHA-256 and share of each input of a merge; of anything else, none."""
+    if not recipe or recipe.get("kind") != "merge":
+        return []
+    weights = model_weights(parse_expression(recipe["expression"]))
+    if set(weights) != set(recipe["inputs"]):
+        raise ValueError(f"metadata {RECIPE}: the names in {recipe['expression']!r} have no inputs")
+    return [(recipe["inputs"][name], weight) for name, weight in weights.items()]

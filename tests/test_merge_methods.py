@@ -1,0 +1,317 @@
+"""Merge methods against their papers' arithmetic, and what expressions mean at each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from fractions import Fraction
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from stages.diffusion.expression import model_weights, parse_expression
+from stages.diffusion.header import read_header
+from stages.diffusion.merge_blocks import at_key, block_of, part_of
+from stages.diffusion.merge_methods import (
+    dare,
+    model_stock,
+    similarity,
+    slerp,
+    ties,
+    train_difference,
+)
+from stages.diffusion.merge_source import CONV_IN, open_source
+from stages.diffusion.merge_table import METHODS
+from stages.diffusion.model import load_models
+from stages.diffusion.single_file import UNET, normal_keys
+from stages.diffusion.weights import merge_files
+from stages.merge import main
+from tests.test_single_file import save
+from tests.tiny_sd import TinySD, tiny_sd
+
+__all__ = ["tiny_sd"]  # a fixture is found by its name
+
+SIGNS = torch.tensor([[1.0, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1], [-1, 1, -1, 1]])
+A = SIGNS * torch.arange(1.0, 17).view(4, 4)
+B = SIGNS.T.contiguous() * torch.arange(16.0, 0, -1).view(4, 4) / 2
+BASE = torch.ones(4, 4)
+KEYS = (
+    "model.diffusion_model.time_embed.0.weight",
+    "model.diffusion_model.input_blocks.4.0.in_layers.2.weight",
+    "model.diffusion_model.middle_block.1.proj_in.weight",
+    "model.diffusion_model.output_blocks.11.0.in_layers.2.weight",
+    "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+    "first_stage_model.decoder.conv_in.weight",
+)
+
+
+# Methods
+
+
+def test_slerp_keeps_the_length_of_orthogonal_tensors_and_meets_its_ends() -> None:
+    a, b = torch.zeros(4, 4), torch.zeros(4, 4)
+    a[0, 0], b[1, 2] = 2.0, 2.0
+    half = slerp(a.clone(), b.clone(), 0.5)
+    assert half.norm().item() == pytest.approx(2.0)
+    assert half[0, 0] == half[1, 2] == pytest.approx(math.sqrt(2))
+    assert slerp(a.clone(), b.clone(), 0.0) == pytest.approx(a.numpy())
+    assert slerp(a.clone(), b.clone(), 1.0) == pytest.approx(b.numpy(), abs=1e-6)
+
+
+def test_slerp_is_shoemakes_formula_in_double_precision() -> None:
+    a, b, t = A.double().numpy(), B.double().numpy(), 0.3
+    angle = np.arccos((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+    expected = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    assert slerp(A.clone(), B.clone(), t).numpy() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("other", [A * 3, -A, torch.zeros(4, 4)])
+def test_slerp_of_parallel_or_zero_tensors_is_a_line(other: Tensor) -> None:
+    assert slerp(A.clone(), other.clone(), 0.25).numpy() == pytest.approx(
+        (0.75 * A + 0.25 * other).numpy()
+    )
+
+
+def test_train_difference_adds_what_was_learned_where_it_is_far() -> None:
+    a, b, c = (
+        torch.tensor([0.0, 0, 5, 1]),
+        torch.tensor([2.0, 1, 5, 1]),
+        torch.tensor([0.0, 3, 5, 0]),
+    )
+    # |b - a| / (|b - c| + |b - a|): 2/4, 1/3, 0/0, 0/1
+    expected = [1.8 * 2 * 0.5, 1.8 * -2 / 3, 5, 1]
+    assert train_difference(a, b, c, 1.0).tolist() == pytest.approx(expected)
+
+
+def test_ties_trims_elects_and_averages() -> None:
+    base = torch.zeros(4)
+    models = [torch.tensor([4.0, -1, 3, 0.1]), torch.tensor([2.0, 3, -5, 0.2])]
+    # the largest half: [4, 0, 3, 0] and [0, 3, -5, 0]; signs +, +, -
+    assert ties(base.clone(), [m.clone() for m in models], 0.5, 1.0).tolist() == [4, 3, -5, 0]
+    assert ties(base + 1, [m + 1 for m in models], 0.5, 0.5).tolist() == [3, 2.5, -1.5, 1]
+
+
+def test_ties_that_keeps_all_averages_those_that_agree() -> None:
+    models = [torch.tensor([1.0, -1]), torch.tensor([3.0, 2]), torch.tensor([-1.0, 2])]
+    assert ties(torch.zeros(2), models, 1.0, 1.0).tolist() == [2, 2]
+
+
+def test_ties_that_keeps_nothing_is_the_base() -> None:
+    assert torch.equal(ties(BASE.clone(), [A.clone()], 0.0, 1.0), BASE)
+
+
+def test_dare_keeps_the_share_and_the_expectation() -> None:
+    generator = torch.Generator().manual_seed(1)
+    base, a = torch.zeros(100_000), torch.ones(100_000)
+    result = dare(base, a, 0.25, generator)
+    assert set(result.tolist()) == {0.0, 4.0}
+    assert result.mean().item() == pytest.approx(1.0, abs=0.03)
+
+
+def test_model_stock_goes_by_the_angle_between_the_differences() -> None:
+    base = torch.zeros(2)
+    right, up = torch.tensor([1.0, 0]), torch.tensor([0.0, 1])
+    diagonal = torch.tensor([1.0, 1])
+    assert model_stock(base.clone(), [right.clone(), up.clone()]).tolist() == [0, 0]
+    assert model_stock(base.clone(), [right.clone(), right.clone()]).tolist() == [1, 0]
+    t = 2 * math.sqrt(0.5) / (1 + math.sqrt(0.5))
+    result = model_stock(base.clone(), [right.clone(), diagonal.clone()])
+    assert result.tolist() == pytest.approx([t, t / 2])
+    assert model_stock(BASE.clone(), [A.clone()]).numpy() == pytest.approx(A.numpy())
+
+
+def test_similarity_takes_the_second_where_they_differ() -> None:
+    a = torch.tensor([[1.0, 1], [0, 0]])
+    b = torch.tensor([[2.0, 0], [0, 3]])  # the first column points alike, the second does not
+    assert similarity(a.clone(), b.clone(), 0.0).tolist() == [[1, 0], [0, 3]]
+    assert similarity(a.clone(), b.clone(), 1.0).tolist() == b.tolist()
+    assert similarity(a.clone(), b.clone(), -1.0).tolist() == a.tolist()
+
+
+# What expressions mean
+
+
+def test_blocks_are_numbered_as_block_weights_are() -> None:
+    assert [block_of(key) for key in KEYS] == [0, 5, 13, 25, 0, 0]
+    assert [part_of(key) for key in KEYS] == ["unet"] * 4 + ["text_encoder", "vae"]
+
+
+def test_block_weights_and_parts_come_to_plain_sums_at_each_key() -> None:
+    blocks = ", ".join(str(i / 25) for i in range(26))
+    weights = parse_expression(f"mbw(a, b, [{blocks}])")
+    seconds = [at_key(weights, key).get("b") for key in KEYS]
+    assert seconds == [Fraction(i, 25) for i in (0, 5, 13, 25, 0, 0)]
+    weights = parse_expression("parts(0.5*a + 0.5*b, text_encoder=a, vae=slerp(a, v, 1))")
+    assert at_key(weights, KEYS[0]) == parse_expression("0.5*a + 0.5*b")
+    assert at_key(weights, KEYS[4]) == parse_expression("a")
+    assert at_key(weights, KEYS[5]) == parse_expression("slerp(a, v, 1)")
+    nested = parse_expression("0.5*mbw(a, parts(b, vae=a), FLAT_50) + 0.5*c")
+    assert at_key(nested, KEYS[1]) == parse_expression("0.25*a + 0.25*b + 0.5*c")
+    assert at_key(nested, KEYS[5]) == parse_expression("0.5*a + 0.5*c")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("slerp(a, b, 0.3)", {"a": "7/10", "b": "3/10"}),
+        ("train_difference(a, b, c)", {"a": "1", "b": "1", "c": "-1"}),
+        ("ties(x, [a, b], 0.5, 0.5)", {"x": "1/2", "a": "1/4", "b": "1/4"}),
+        ("mbw(a, b, GRAD_V)", {"a": "1/2", "b": "1/2"}),
+        ("parts(a, unet=b)", {"a": "0", "b": "1"}),
+        ("0.5*dare(x, a, 0.1) + 0.5*c", {"x": "0", "a": "1/2", "c": "1/2"}),
+    ],
+)
+def test_each_model_has_a_share(text: str, expected: dict[str, str]) -> None:
+    assert model_weights(parse_expression(text)) == {n: Fraction(w) for n, w in expected.items()}
+
+
+# Files
+
+
+def files(folder: Path, tensors: Mapping[str, Tensor]) -> dict[str, Path]:
+    paths = {}
+    for name, tensor in tensors.items():
+        paths[name] = folder / f"{name}.safetensors"
+        save_file({key: tensor.clone().contiguous() for key in KEYS}, paths[name])
+    return paths
+
+
+CALLS: dict[str, tuple[str, Callable[[], Tensor]]] = {
+    "slerp": ("slerp(a, b, 0.3)", lambda: slerp(A.clone(), B.clone(), 0.3)),
+    "train_difference": (
+        "train_difference(a, b, x, 0.5)",
+        lambda: train_difference(A.clone(), B.clone(), BASE.clone(), 0.5),
+    ),
+    "ties": ("ties(x, [a, b], 0.5)", lambda: ties(BASE.clone(), [A.clone(), B.clone()], 0.5, 1)),
+    "model_stock": (
+        "model_stock(x, [a, b])",
+        lambda: model_stock(BASE.clone(), [A.clone(), B.clone()]),
+    ),
+    "similarity": ("similarity(a, b, 0.1)", lambda: similarity(A.clone(), B.clone(), 0.1)),
+}
+
+
+@pytest.mark.parametrize("method", CALLS)
+@pytest.mark.parametrize("chunk", [3, 1 << 20])
+def test_a_method_in_an_expression_is_the_function(tmp_path: Path, method: str, chunk: int) -> None:
+    expression, function = CALLS[method]
+    inputs = files(tmp_path, {"a": A, "b": B, "x": BASE})
+    inputs = {name: path for name, path in inputs.items() if name in expression.split("(", 1)[1]}
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, expression, out, torch.float32, chunk_elements=chunk)
+    assert torch.equal(load_file(out)[KEYS[1]], function())
+    merge_files(inputs, f"0.5*{expression} + 0.5*a", out, torch.float32, chunk_elements=chunk)
+    assert torch.equal(load_file(out)[KEYS[1]], (0.5 * function()).add_(A * 0.5))
+
+
+def test_every_method_is_tried_here() -> None:
+    assert set(METHODS) == {*CALLS, "dare", "mbw", "parts"}
+
+
+def test_dare_drops_the_same_elements_each_time_and_others_in_other_tensors(tmp_path: Path) -> None:
+    inputs = files(tmp_path, {"x": torch.zeros(4, 64), "a": torch.ones(4, 64)})
+    out = tmp_path / "out.safetensors"
+    hashes = set()
+    for chunk in (5, 1 << 20):
+        merge_files(inputs, "dare(x, a, 0.5, 7)", out, torch.float32, chunk_elements=chunk)
+        hashes.add(sha256(out.read_bytes()).hexdigest())
+    assert len(hashes) == 1
+    tensors = load_file(out)
+    assert not torch.equal(tensors[KEYS[0]], tensors[KEYS[1]])
+    merge_files(inputs, "dare(x, a, 0.5, 8)", out, torch.float32)
+    assert not torch.equal(load_file(out)[KEYS[0]], tensors[KEYS[0]])
+
+
+def test_a_vae_is_baked_in_and_blocks_are_weighed(tmp_path: Path) -> None:
+    inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, "parts(mbw(a, b, GRAD_V), vae=v)", out, torch.float32)
+    tensors = load_file(out)
+    assert torch.equal(tensors[KEYS[5]], BASE)
+    assert torch.equal(tensors[KEYS[2]], A)  # the middle block
+    assert torch.equal(tensors[KEYS[3]], B)  # OUT11
+    assert torch.equal(tensors[KEYS[4]], A)  # BASE
+    assert tensors[KEYS[1]].numpy() == pytest.approx((A / 3 + B * 2 / 3).numpy())  # IN04
+
+
+def test_an_inpainting_model_keeps_its_own_channels_and_must_come_first(tmp_path: Path) -> None:
+    inpainting, plain = torch.randn(4, 9, 3, 3), torch.randn(4, 4, 3, 3)
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    save_file({CONV_IN: inpainting}, inputs["a"])
+    save_file({CONV_IN: plain}, inputs["b"])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, "0.25*a + 0.75*b", out, torch.float32)
+    result = load_file(out)[CONV_IN]
+    assert torch.equal(result[:, 4:], inpainting[:, 4:])
+    assert torch.equal(result[:, :4], (0.25 * inpainting[:, :4]).add_(plain * 0.75))
+    with pytest.raises(ValueError, match="must be the first"):
+        merge_files(inputs, "0.75*b + 0.25*a", out, torch.float32)
+
+
+def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: TinySD) -> None:
+    whole = save(tiny_sd, tmp_path / "whole.safetensors")
+    tensors = load_file(whole)
+    averaged = {
+        "model_ema." + key.removeprefix("model.").replace(".", "")
+        if key.startswith(UNET)
+        else key: t
+        for key, t in tensors.items()
+    }
+    alone = tmp_path / "ema.safetensors"
+    save_file(averaged, alone)
+    assert normal_keys(read_header(alone).tensors).keys() == normal_keys(tensors).keys()
+    out = tmp_path / "out.safetensors"
+    merge_files({"a": alone, "b": whole}, "0.5*a + 0.5*b", out, torch.float32)
+    assert set(open_source(out).tensors) >= {key for key in tensors if key.startswith(UNET)}
+    both = {**tensors, **averaged}
+    assert all(not key.startswith("model_ema") for key in normal_keys(both).values())
+
+
+def test_a_merge_by_a_method_loads_in_the_networks(tmp_path: Path, tiny_sd: TinySD) -> None:
+    a, b = save(tiny_sd, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    tiny_sd.unet.conv_out.bias.data.add_(1)
+    save(tiny_sd, b)
+    out = tmp_path / "out.safetensors"
+    merge_files({"a": a, "b": b}, "slerp(a, b, 0.5)", out, torch.float16)
+    assert load_models(out, tiny_sd.config).unet.conv_out.bias.isfinite().all()
+
+
+# The command line
+
+
+def test_a_dry_run_checks_and_tells_but_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": A, "b": B})
+    out = tmp_path / "out.safetensors"
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    main(["--expression", "0.5*(0.5*a + 0.5*b) + b", *given, "--out", str(out), "--dry-run"])
+    told = capsys.readouterr()
+    assert not out.exists()
+    assert "0.25*a + 1.25*b" in told.out
+    assert "It takes about" in told.out
+    assert "sum to 1.5, not to 1" in told.err
+    with pytest.raises(SystemExit, match="no file is given for it"):
+        main(["--expression", "a + c - b", *given, "--out", str(out), "--dry-run"])
+
+
+def test_inspect_shows_parts_dtypes_and_parents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": A, "b": B})
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, "slerp(a, b, 0.5)", out, torch.float16, name="arc")
+    main(["inspect", str(out)])
+    told = capsys.readouterr().out
+    assert "6 tensors" in told
+    assert "vae" in told
+    assert "F16" in told
+    assert "made by merge: slerp(a, b, 0.5)" in told
+    assert sha256(inputs["a"].read_bytes()).hexdigest() in told
+    with pytest.raises(SystemExit, match="no such file"):
+        main(["inspect", str(tmp_path / "nowhere.safetensors")])
