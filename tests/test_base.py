@@ -1,7 +1,9 @@
 """The pipeline that makes the mini model: what it reads, what it may see, what it shipped."""
 
+import dataclasses
 import io
 import json
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from models.base.augment import jitter_colours, placed
 from models.base.collect import SVG_STYLES, Concept, Drawing, collect, draw
 from models.base.heldout import heldout_concepts, planned_caption
-from models.base.pace import learning_rate_at
+from models.base.pace import learning_rate_at, trapezoid_rate_at
 from models.base.pictures import (
     BASE_STYLES,
     FLUENT_STYLES,
@@ -27,6 +29,7 @@ from models.base.pictures import (
 )
 from models.base.train_clip import ConceptSampler, contrastive_loss
 from models.base.train_clip import may_see as clip_may_see
+from models.base.train_unet import Encoded, UnetParams, train
 from models.base.train_unet import may_see as unet_may_see
 from stages.images.holdout import validation_rows
 
@@ -205,3 +208,63 @@ def test_the_learning_rate_rises_to_its_peak_and_ends_near_zero() -> None:
     assert max(rates) == rates[9] == 1.0
     assert rates[0] == pytest.approx(0.1)
     assert rates[-1] < 0.001
+
+
+def test_a_run_may_be_lengthened_until_its_learning_rate_falls() -> None:
+    def rates(steps: int) -> list[float]:
+        return [trapezoid_rate_at(step, 1.0, 10, 40, steps) for step in range(steps)]
+
+    assert rates(100)[:60] == rates(200)[:60]
+    assert rates(100)[9:61] == [1.0] * 52
+    assert rates(100)[80] == pytest.approx(0.5)
+    assert rates(100)[99] == pytest.approx(1 / 40)
+
+
+UNET = UnetParams(
+    channels=[16, 16],
+    layers_per_block=1,
+    heads=2,
+    norm_groups=8,
+    batch_size={"64": 4, "96": 2},
+    share_96=0.4,
+    switch_every_steps=2,
+    steps=8,
+    learning_rate=1.0e-3,
+    warmup_steps=2,
+    decay_steps=3,
+    weight_decay=0.01,
+    ema_decay=0.9,
+    caption_dropout=0.1,
+    min_snr_gamma=5.0,
+    variants_per_picture=2,
+    captions_per_picture=3,
+)
+
+
+def test_the_unet_s_training_goes_on_after_a_signal_and_ends_alike(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    encoded = Encoded(
+        latents={
+            side: torch.randn(2, 5, 4, side // 8, side // 8, generator=generator).half()
+            for side in (64, 96)
+        },
+        captions=torch.randn(5, 3, 6, 16, generator=generator).half(),
+        no_caption=torch.zeros(1, 6, 16).half(),
+    )
+    unbroken = train(encoded, UNET, 1, tmp_path / "unbroken")
+    asked = iter([False] * 4 + [True])
+
+    class Stopping(dict[str, int]):
+        """A batch size by side that ends the process when it is asked for the fifth time."""
+
+        def __getitem__(self, side: str) -> int:
+            if next(asked, False):
+                signal.raise_signal(signal.SIGTERM)
+            return super().__getitem__(side)
+
+    stopping = dataclasses.replace(UNET, batch_size=Stopping(UNET.batch_size))
+    with pytest.raises(SystemExit):
+        train(encoded, stopping, 1, tmp_path / "broken")
+    again = train(encoded, UNET, 1, tmp_path / "broken")
+    for a, b in zip(unbroken.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -1,11 +1,15 @@
-"""What `models/base` ships: the judge knows the sample's pictures by their captions."""
+"""What `models/base` ships: a judge that knows pictures, and a base that draws what it is asked."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
+from stages.diffusion.model import load_models
+from stages.diffusion.sample import SamplingParams, draw
 from stages.diffusion.scorer import Scorer
 from stages.filter import run as filter_export
 from stages.harness.params import load_params
@@ -43,3 +47,53 @@ def test_the_judge_prefers_a_picture_s_own_caption(pairs: list[tuple[str, Path]]
         right += max(scores, key=scores.__getitem__) == caption
     assert len(pairs) == PICTURES
     assert right >= 0.8 * PICTURES  # held-out concepts are among them; chance finds one
+
+
+def test_the_base_draws_what_it_is_asked_for() -> None:
+    models = load_models(ROOT / "models/base/base.safetensors", ROOT / "models/base/config")
+    params = SamplingParams(sampler="dpmpp_2m", steps=15, guidance=4.0, negative_prompt="")
+    prompts = ["red apple", "rocket", "sunflower", "hamburger", "guitar", "umbrella"]
+    pictures = draw(models, prompts, range(len(prompts)), 64, 64, params)
+    scorer = Scorer(ROOT / "models/base/clip")
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        scores = {text: scorer.score(picture, text) for text in prompts}
+        assert max(scores, key=scores.__getitem__) == prompt
+
+
+def test_other_programs_open_the_base_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    pipeline = StableDiffusionPipeline.from_single_file(
+        str(ROOT / "models/base/base.safetensors"),
+        config=str(ROOT / "models/base/config"),
+        local_files_only=True,
+        torch_dtype=torch.float32,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(1)
+    drawn = pipeline("red apple", height=64, width=64, num_inference_steps=4, generator=generator)
+    assert drawn.images[0].size == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("key", "reach"),
+    [
+        ("psnr_64", 31),
+        ("psnr_96", 32),
+        ("clip_retrieval", 0.95),
+        ("generated_retrieval", 0.7),
+    ],
+)
+def test_the_figures_reach_what_was_asked(key: str, reach: float) -> None:
+    figures = json.loads((ROOT / "models/base/metrics.json").read_text("utf-8"))
+    assert figures[key] >= reach
+
+
+@pytest.mark.parametrize(("side", "reach"), [("64", -4), ("96", -6)])
+def test_the_base_takes_to_fine_tuning_and_the_larger_size_starts_lower(
+    side: str, reach: float
+) -> None:
+    figures = json.loads((ROOT / "models/base/metrics.json").read_text("utf-8"))
+    assert figures[f"finetune_gain_{side}"] <= reach
+    assert figures["finetune_96"]["loss_of_base"] < figures["finetune_64"]["loss_of_base"]

@@ -116,12 +116,41 @@ def test_the_wording_of_the_report_reruns_the_report_alone(recipe: TinyRecipe) -
     assert "Another title" in page
 
 
-def test_swapped_scores_give_another_choice(recipe: TinyRecipe) -> None:
-    scores = recipe.folder / "reports/scores/cocktails.csv"
-    text = scores.read_text("utf-8")
-    swapped = text.replace("row2_trained", "swap").replace("row2_merged", "row2_trained")
-    scores.write_text(swapped.replace("swap", "row2_merged"), "utf-8")
-    before = json.loads((recipe.folder / "reports/select/row_2.json").read_text("utf-8"))
-    recipe.call("dvc", "repro", "--single-item", "select_row@2")
-    after = json.loads((recipe.folder / "reports/select/row_2.json").read_text("utf-8"))
-    assert before["choice"] != after["choice"]
+def test_more_epochs_go_on_from_where_the_run_was_and_only_their_weights_are_drawn(
+    recipe: TinyRecipe,
+) -> None:
+    weights = recipe.folder / "models/train/96"
+    before, drawn = {path.name for path in weights.iterdir()}, cells(recipe)
+    recipe.params["train"]["96"]["max_epochs"] += 1
+    recipe.write_params()
+    output = recipe.call("dvc", "repro", "grid_cells_train@96")
+    assert "going on in epoch 3, step 0" in output
+    new = {path.name for path in weights.iterdir()} - before
+    assert new == {"epoch_003.safetensors"}
+    assert len(cells(recipe)) == len(drawn) + len(recipe.params["grid"]["prompts"])
+    ran = recipe.repro()
+    assert not {name for name in ran if name.startswith(("train", "split", "download", "filter"))}
+
+
+def test_swapped_scores_of_the_finalists_give_another_release(recipe: TinyRecipe) -> None:
+    before = sha256_file(release(recipe))
+    winner = json.loads((recipe.folder / "reports/select/final.json").read_text("utf-8"))["choice"]
+    loser = next(name for name in ("row1", "row2", "row3") if name != winner)
+    scores = recipe.folder / "reports/scores/final.csv"
+    text = scores.read_text("utf-8").replace(winner, "swap").replace(loser, winner)
+    scores.write_text(text.replace("swap", loser), "utf-8")
+    for stage in ("select_final", "release"):
+        recipe.call("dvc", "repro", "--single-item", stage)
+    chosen = json.loads((recipe.folder / "reports/select/final.json").read_text("utf-8"))["choice"]
+    assert chosen == loser
+    assert sha256_file(release(recipe)) != before
+
+
+def test_the_validation_fraction_reruns_the_split_and_the_training_but_no_download(
+    recipe: TinyRecipe,
+) -> None:
+    recipe.params["split"]["validation_fraction"] = 0.25
+    recipe.write_params()
+    ran = recipe.repro("select_mixes")
+    assert {"split", "train@64", "train@96", "select_checkpoint@64", "select_mixes"} <= ran
+    assert not ran & {"filter", "download"}

@@ -18,16 +18,29 @@ def learning_rate_at(step: int, peak: float, warmup_steps: int, steps: int) -> f
     return peak * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def trapezoid_rate_at(
+    step: int, peak: float, warmup_steps: int, decay_steps: int, steps: int
+) -> float:
+    """Rise in a line to `peak`, stay, and fall in a line to zero over the last `decay_steps`.
+
+    Until the fall begins nothing depends on `steps`, so a run can still be lengthened; after
+    "Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations", arXiv 2405.18392.
+    """
+    rise = (step + 1) / max(1, warmup_steps)
+    fall = (steps - step) / max(1, decay_steps)
+    return peak * min(1.0, rise, fall)
+
+
 class Pace:
     """Prints the mean loss, the speed and the time left; losses are read when a line is due."""
 
-    def __init__(self, name: str, steps: int) -> None:
+    def __init__(self, name: str, steps: int, done: int = 0) -> None:
         self.name = name
         self.steps = steps
         self.every = max(1, steps // LINES)
         self.losses: list[Tensor] = []
         self.last = time.monotonic()
-        print(f"{name}: {steps} steps", flush=True)
+        print(f"{name}: {steps - done} of {steps} steps to do", flush=True)
 
     def tick(self, step: int, loss: Tensor) -> None:
         """Note the loss of a finished step, without waiting for the device."""

@@ -6,14 +6,19 @@
   --out DIR           a UNet2DConditionModel, its weights averaged over the run, and its scheduler
   --report FILE       time and pictures, JSON
 
-Pictures and captions are encoded once, in several crops and wordings, and stay on the GPU.
+Pictures and captions are encoded once, in several crops and wordings, and stay on the GPU. A run
+that is killed goes on from its last checkpoint in .work/train_unet; on SIGTERM it saves first. A
+run may be lengthened as long as its learning rate has not begun to fall: `steps` is not among what
+names it.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from models.base.augment import placed
-from models.base.pace import Pace, learning_rate_at
+from models.base.pace import Pace, trapezoid_rate_at
 from models.base.pictures import (
     BASE_STYLES,
     Corpus,
@@ -32,13 +37,22 @@ from models.base.pictures import (
     read_corpus,
     resized,
 )
+from stages.diffusion.checkpoint import (
+    interruptions,
+    load_checkpoint,
+    load_optimizer_state,
+    optimizer_state,
+    save_checkpoint,
+)
 from stages.diffusion.loss import min_snr_weights, noise_errors, stratified_timesteps
-from stages.harness.files import write_json
+from stages.harness.files import sha256_file, sha256_json, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import clear_errors, stage_paths
+from stages.harness.scratch import exclusive, work_dir
 
 STYLED_SHARE = 0.65  # of captions name their style; the rest draw in any
 MAX_GRADIENT_NORM = 1.0
+SAVE_EVERY_S = 120.0
 # SD 1.x's noise schedule: configs/stable-diffusion/v1-inference.yaml of CompVis.
 NOISE_SCHEDULE = {
     "beta_start": 0.00085,
@@ -65,6 +79,7 @@ class UnetParams(Params):
     steps: int
     learning_rate: float
     warmup_steps: int
+    decay_steps: int
     weight_decay: float
     ema_decay: float
     caption_dropout: float
@@ -87,6 +102,11 @@ def empty_unet(params: UnetParams, cross_attention_dim: int) -> UNet2DConditionM
         attention_head_dim=params.heads,  # diffusers' name for the number of heads in SD 1.x
         norm_num_groups=params.norm_groups,
     )
+
+
+def half_precision(device: torch.device) -> torch.autocast:
+    """Compute in bfloat16 on a GPU; a CPU is no faster in it."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def may_see(corpus: Corpus, params: CorpusParams) -> list[bool]:
@@ -119,7 +139,8 @@ def encode_pictures(
             pixel_values = batch.to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
             if variant:
                 pixel_values = placed(pixel_values, side, (0.85, 1.0), 0.05, generator)
-            means = vae.encode(pixel_values).latent_dist.mode()
+            with half_precision(device):
+                means = vae.encode(pixel_values).latent_dist.mode()
             encoded.append((means * vae.config.scaling_factor).half())
     return torch.cat(encoded).view(variants, len(pixels), *encoded[0].shape[1:])
 
@@ -137,24 +158,25 @@ def encode_captions(clip: CLIPModel, tokenizer: CLIPTokenizer, texts: list[str])
     return torch.cat(encoded)
 
 
-@torch.no_grad()
-def follow(average: list[Tensor], weights: list[Tensor], decay: float) -> None:
-    """Move the running average of the weights a step: decay * average + (1 - decay) * weights."""
-    torch._foreach_lerp_(average, weights, 1 - decay)
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The corpus as the UNet meets it, on the GPU."""
+
+    latents: dict[int, Tensor]  # by side in px: (variants, N, 4, side / 4, side / 4)
+    captions: Tensor  # (N, wordings, L, D)
+    no_caption: Tensor  # (1, L, D)
 
 
-def train(
+def encode_corpus(
     corpus: Corpus,
     clip: CLIPModel,
     tokenizer: CLIPTokenizer,
     vae: AutoencoderKL,
     params: UnetParams,
     seed: int,
-) -> UNet2DConditionModel:
-    """Train on the pictures of `corpus`, all of which it may see; give the averaged weights."""
-    device = clip.device
-    torch.manual_seed(seed)
-    generator = torch.Generator(device).manual_seed(seed)
+) -> Encoded:
+    """Encode all that the UNet learns from; the same seed gives the same."""
+    generator = torch.Generator(clip.device).manual_seed(seed)
     rng = np.random.default_rng(seed)
     latents = {
         int(side): encode_pictures(
@@ -169,60 +191,136 @@ def train(
         for i in range(wordings)
     ]
     hidden = encode_captions(clip, tokenizer, texts)
-    hidden = hidden.view(len(corpus.pictures), wordings, *hidden.shape[1:])
-    no_caption = encode_captions(clip, tokenizer, [""])
-
-    unet = empty_unet(params, hidden.shape[-1]).to(device, memory_format=torch.channels_last)
-    noise_scheduler = DDPMScheduler(**NOISE_SCHEDULE)
-    noise_scheduler.alphas_cumprod = noise_scheduler.alphas_cumprod.to(device)
-    weight_at = min_snr_weights(noise_scheduler, params.min_snr_gamma)
-    weights = list(unet.parameters())
-    average = [w.detach().clone() for w in weights]
-    optimizer = torch.optim.AdamW(
-        weights,
-        lr=params.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=params.weight_decay,
-        fused=device.type == "cuda",
+    return Encoded(
+        latents=latents,
+        captions=hidden.view(len(corpus.pictures), wordings, *hidden.shape[1:]),
+        no_caption=encode_captions(clip, tokenizer, [""]),
     )
-    if device.type == "cuda":
-        unet.compile(dynamic=False)
-    pace = Pace("unet", params.steps)
-    for step in range(params.steps):
-        block = step // params.switch_every_steps
+
+
+class Run:
+    """A run in memory: it is at any moment described by `state`."""
+
+    def __init__(self, encoded: Encoded, params: UnetParams, seed: int) -> None:
+        self.encoded, self.params = encoded, params
+        self.device = encoded.captions.device
+        torch.manual_seed(seed)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.unet = empty_unet(params, encoded.captions.shape[-1]).to(
+            self.device, memory_format=torch.channels_last
+        )
+        self.noise_scheduler = DDPMScheduler(**NOISE_SCHEDULE)
+        self.noise_scheduler.alphas_cumprod = self.noise_scheduler.alphas_cumprod.to(self.device)
+        self.weight_at = min_snr_weights(self.noise_scheduler, params.min_snr_gamma)
+        self.weights: list[Tensor] = list(self.unet.parameters())
+        self.average = [w.detach().clone() for w in self.weights]
+        self.optimizer = torch.optim.AdamW(
+            self.weights,
+            lr=params.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=params.weight_decay,
+            fused=self.device.type == "cuda",
+        )
+        self.step = 0
+
+    def state(self) -> dict[str, Any]:
+        """Give all that changes, for a checkpoint."""
+        return {
+            "step": self.step,
+            "generator": self.generator.get_state(),
+            "optimizer": optimizer_state(self.optimizer),
+            "weights": self.weights,
+            "average": self.average,
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        self.step = state["step"]
+        self.generator.set_state(state["generator"].cpu())
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        for name in ("weights", "average"):
+            for kept, saved in zip(getattr(self, name), state[name], strict=True):
+                kept.copy_(saved)
+
+    def advance(self) -> Tensor:
+        """Move the weights once; give the batch's mean error."""
+        params, step = self.params, self.step
+        latents, encoder_hidden_states = self._batch()
+        noise = torch.randn(latents.shape, generator=self.generator, device=self.device)
+        timesteps = stratified_timesteps(len(latents), 1000, self.generator, self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = trapezoid_rate_at(
+                step, params.learning_rate, params.warmup_steps, params.decay_steps, params.steps
+            )
+        with half_precision(self.device):
+            errors = noise_errors(
+                self.unet, self.noise_scheduler, latents, noise, timesteps, encoder_hidden_states
+            )
+        (self.weight_at[timesteps] * errors).mean().backward()
+        nn.utils.clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        decay = min(params.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+        self.step += 1
+        return errors.detach().mean()
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Draw latents of one size and a wording of each, float32."""
+        params, encoded = self.params, self.encoded
+        block = self.step // params.switch_every_steps
         large = int((block + 1) * params.share_96) > int(block * params.share_96)
         side = 96 if large else 64
         count = params.batch_size[str(side)]
-        variants, total = latents[side].shape[:2]
+        variants, total = encoded.latents[side].shape[:2]
 
-        def draw(high: int, count: int = count) -> Tensor:
-            return torch.randint(high, (count,), generator=generator, device=device)
+        def draw(high: int) -> Tensor:
+            return torch.randint(high, (count,), generator=self.generator, device=self.device)
 
         rows = draw(total)
-        batch = latents[side][draw(variants), rows].float()
-        encoder_hidden_states = hidden[rows, draw(wordings)].float()
-        dropped = torch.rand(count, generator=generator, device=device) < params.caption_dropout
-        encoder_hidden_states[dropped] = no_caption.float()
-        noise = torch.randn(batch.shape, generator=generator, device=device)
-        timesteps = stratified_timesteps(count, 1000, generator, device)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(
-                step, params.learning_rate, params.warmup_steps, params.steps
-            )
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            errors = noise_errors(
-                unet, noise_scheduler, batch, noise, timesteps, encoder_hidden_states
-            )
-        (weight_at[timesteps] * errors).mean().backward()
-        torch.nn.utils.clip_grad_norm_(weights, MAX_GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-        follow(average, weights, min(params.ema_decay, (1 + step) / (10 + step)))
-        pace.tick(step, errors.mean())
-    with torch.no_grad():
-        for weight, mean in zip(weights, average, strict=True):
+        latents = encoded.latents[side][draw(variants), rows].float()
+        encoder_hidden_states = encoded.captions[rows, draw(encoded.captions.shape[1])].float()
+        left_out = torch.rand(count, generator=self.generator, device=self.device)
+        dropped = (left_out < params.caption_dropout)[:, None, None]
+        return latents, torch.where(dropped, encoded.no_caption.float(), encoder_hidden_states)
+
+    @torch.no_grad()
+    def averaged(self) -> UNet2DConditionModel:
+        """Give the UNet with its averaged weights; the run is over."""
+        for weight, mean in zip(self.weights, self.average, strict=True):
             weight.copy_(mean)
-    return unet.eval()
+        return self.unet.eval()
+
+
+def train(encoded: Encoded, params: UnetParams, seed: int, scratch: Path) -> UNet2DConditionModel:
+    """Train on what is encoded, from where `scratch` left off; give the averaged weights.
+
+    Args:
+        scratch: for checkpoints of this run alone.
+
+    Raises:
+        SystemExit: after SIGTERM or SIGINT, with a checkpoint written.
+    """
+    run = Run(encoded, params, seed)
+    if state := load_checkpoint(scratch, run.device, print):
+        run.load_state(state)
+    if run.device.type == "cuda":
+        run.unet.compile(dynamic=False)
+    pace = Pace("unet", params.steps, run.step)
+    saved = time.monotonic()
+    with interruptions() as signal_received:
+        while run.step < params.steps:
+            pace.tick(run.step, run.advance())
+            number = signal_received()
+            if number or time.monotonic() - saved >= SAVE_EVERY_S:
+                save_checkpoint(scratch, run.step, run.state())
+                saved = time.monotonic()
+            if number:
+                print(f"saved at step {run.step}; start again to go on", flush=True)
+                raise SystemExit(128 + number)
+    return run.averaged()
 
 
 def run(
@@ -243,20 +341,23 @@ def run(
     tokenizer = CLIPTokenizer.from_pretrained(clip, local_files_only=True)
     vae = AutoencoderKL.from_pretrained(autoencoder, local_files_only=True)
     known = corpus.select(may_see(corpus, corpus_params))
-    unet = train(
-        known,
-        judge.eval(),
-        tokenizer,
-        vae.float().to(device).eval(),
-        params,
-        corpus_params.seed,
+    encoded = encode_corpus(
+        known, judge.eval(), tokenizer, vae.float().to(device).eval(), params, corpus_params.seed
     )
+    course = {k: v for k, v in asdict(params).items() if k != "steps"}
+    inputs = [
+        sha256_file(p) for p in (pictures, *sorted(clip.iterdir()), *sorted(autoencoder.iterdir()))
+    ]
+    scratch = work_dir("train_unet") / sha256_json([course, asdict(corpus_params), inputs])[:16]
+    with exclusive(scratch):
+        unet = train(encoded, params, corpus_params.seed, scratch)
     unet.half().save_pretrained(out)
     DDIMScheduler(**NOISE_SCHEDULE).save_pretrained(out)
     write_json(
         report,
         {"seconds": round(time.monotonic() - started, 1), "pictures": len(known.pictures)},
     )
+    shutil.rmtree(scratch)
 
 
 if __name__ == "__main__":
