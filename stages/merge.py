@@ -45,7 +45,7 @@ from stages.diffusion.expression import (
 )
 from stages.diffusion.merge_blocks import part_of
 from stages.diffusion.merge_source import open_source
-from stages.diffusion.weights import Merged, check_files, merge_files
+from stages.diffusion.weights import Merged, check_files, check_not_an_input, merge_files
 from stages.harness.files import write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -125,7 +125,8 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
     for key, path in inputs.items():
         if key in shares:
             about = "~" if has_methods else ""
-            print(f"  {about + format_weight(shares[key]):>6} {key} = {path}")
+            size = path.stat().st_size / 1e9 if path.is_file() else 0
+            print(f"  {about + format_weight(shares[key]):>6} {key} = {path} ({size:.2f} GB)")
     print(f"  {format_sum(weights)}")
     if warning := sum_warning(recipe.expression, weights):
         print(f"Warning: {warning}", file=sys.stderr)
@@ -181,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         inputs = {**{key: Path(path) for key, path in recipe.inputs.items()}, **given}
         if options.dry_run:
             check_files(recipe.expression, inputs)
+            check_not_an_input(options.out, inputs)
             announce(recipe, inputs, options.out)
             return
         name = options.recipe.rpartition(".")[2] if options.recipe else None

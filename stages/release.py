@@ -142,7 +142,7 @@ def lineage_of(path: Path, metadata: Mapping[str, str]) -> Lineage:
 
 
 def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
-    """Find pictures that the winner drew, at the largest size, one per prompt and seed."""
+    """Find pictures that the winner drew, at the largest size, one per prompt."""
     name = _read(evidence.choice)["choice"]
     manifest = read_manifest(evidence.cells)
     drawn = [entry for entry in manifest.entries if entry.model == name and entry.file]
@@ -152,7 +152,8 @@ def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
             f"holds {', '.join(manifest.models)}. Draw it again: dvc repro grid_cells_final"
         )
     largest = max(entry.width * entry.height for entry in drawn)
-    chosen = [entry for entry in drawn if entry.width * entry.height == largest][:SAMPLES]
+    by_prompt = {e.prompt: e for e in reversed(drawn) if e.width * e.height == largest}
+    chosen = list(reversed(by_prompt.values()))[:SAMPLES]
     return [(evidence.cells / str(entry.file), entry) for entry in chosen]
 
 
@@ -197,11 +198,11 @@ def verify(path: Path) -> None:
         raise ValueError(f"{path.parent / HASHES}: says nothing of {path.name}")
     metadata = read_header(path).metadata
     found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
-    for name, value in known.items():
-        if found.get(name) != value:
+    for name, value in found.items():
+        if known.get(name) != value:
             raise ValueError(
-                f"{path}: changed since its release: {name} is {found.get(name)}, "
-                f"{HASHES} says {value}. Fetch it again (dvc checkout, dvc pull)"
+                f"{path}: changed since its release: {name} is {value}, "
+                f"{HASHES} says {known.get(name)}. Fetch it again (dvc checkout, dvc pull)"
             )
     if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
         raise ValueError(f"{path}: its tensors are not those that {TENSORS_HASH} names")

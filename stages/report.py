@@ -84,6 +84,8 @@ def run(
             shutil.copyfile(sheets[-1], scratch)
     for name in findings.unknown:
         print(f"{sources.reports / name}: not shown, for it is no report that the page knows")
+    for name in site.left_over:
+        print(f"left over from other params, and not shown: {name}")
     for name in site.missing:
         print(f"missing: {name}")
     print(f"{out / PAGE}: {pictures} pictures, {len(site.missing)} parts missing")

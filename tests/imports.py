@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 def module_file(name: str) -> Path | None:
     """Find the file of one of our modules; None for packages and for modules of others."""
     path = ROOT / (name.replace(".", "/") + ".py")
-    return path if name.startswith("stages.") and path.is_file() else None
+    return path if name.startswith(("stages.", "models.base.")) and path.is_file() else None
 
 
 def direct_imports(path: Path) -> set[Path]:

@@ -25,7 +25,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
     """Captions and pictures of the sample, as the mini profile keeps them."""
     folder = tmp_path_factory.mktemp("pairs")
     params = load_params("filter", FilterParams, ROOT / "profiles/mini.yaml")
-    export = ROOT / "data/sample/messages.csv"
+    export = ROOT / "data/sample/messages.csv.gz"
     filter_export(export, folder / "pairs.parquet", folder / "report.json", params)
     rows = pq.read_table(folder / "pairs.parquet", columns=["caption", "url"]).to_pylist()
     found = [

@@ -131,6 +131,8 @@ def test_an_expression_is_multiplied_out_exactly(text: str, expected: dict[str, 
         ("ties(a, [b", 11, "expected ',' or ']', got the end"),
         ("mbw(a, b, [0.5, 0.5])", 11, "2 block weights; 26 are wanted"),
         ("mbw(a, b, GRAD_X)", 11, "no preset 'GRAD_X'; there are GRAD_V"),
+        ("dare(a, b, 0.5, 0.9)", 17, "'seed' is 0.9, not a whole number"),
+        ("slerp(1e6*1e6*a, b, 0.5)", 7, "beyond 1,000,000"),
         ("parts(a, clip=b)", 10, "takes no 'clip' here"),
         ("1e999999999*a", 1, "no weight is as large"),
         ("1e29*a", 1, "beyond 1,000,000"),
@@ -153,9 +155,10 @@ def test_any_text_is_parsed_or_refused_with_a_position(pieces: list[str]) -> Non
     text = "".join(pieces)
     try:
         weights = parse_expression(text)
-        assert parse_expression(format_sum(weights)) == weights
     except ValueError as error:
         assert "position" in str(error)  # noqa: PT017  most texts are refused, some are not
+    else:
+        assert parse_expression(format_sum(weights)) == weights
 
 
 def test_an_endless_expression_is_refused() -> None:
@@ -437,6 +440,19 @@ def test_of_many_differing_keys_five_are_shown_and_the_rest_counted(tmp_path: Pa
         merged({"a": a, "b": b}, "a + b")
     assert str(refusal.value).count("[2, 2] F16 there, [1, 2] F16 here") == 5
     assert "and 4 more" in str(refusal.value)
+
+
+def test_what_other_architectures_hold_besides_is_merged_too(tmp_path: Path) -> None:
+    keys = (KEY, "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight")
+    strangers = ("model_ema.decay", "betas", "sqrt_alphas_cumprod", "posterior_variance")
+    for name, tensor in (("a", A), ("b", B)):
+        save_file(
+            {key: tensor.clone() for key in (*keys, *strangers)}, tmp_path / f"{name}.safetensors"
+        )
+    inputs = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
+    result = merged(inputs, "0.5*a + 0.5*b")
+    assert set(result) == set(keys)
+    assert torch.equal(result[keys[1]], (A + B) / 2)
 
 
 def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:

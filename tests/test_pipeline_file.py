@@ -3,6 +3,9 @@
 import ast
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,19 @@ from typing import Any
 import pytest
 import yaml
 
+from stages import select
+from stages.choice.rule import RuleParams
+from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.train_params import TrainParams
+from stages.harness.params import load_named_params, load_params
+from stages.images.cells import GridParams
+from stages.images.fetch import DownloadParams
+from stages.merge import Recipe
+from stages.midjourney.reject import FilterParams
+from stages.report import ReportParams
+from stages.split import SplitParams
+from stages.split_part import PartParams
 from tests.imports import ROOT, import_closure
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -67,6 +83,19 @@ def test_the_code_deps_of_a_stage_are_what_it_imports(name: str) -> None:
     assert listed == {str(path.relative_to(ROOT)) for path in import_closure(module)}
 
 
+BASE = yaml.safe_load((ROOT / "models/base/dvc.yaml").read_text("utf-8"))["stages"]
+
+
+@pytest.mark.parametrize("name", BASE)
+def test_the_code_deps_of_the_mini_model_s_stages_are_what_they_import(name: str) -> None:
+    listed = {
+        (ROOT / "models/base" / path).resolve()
+        for path in paths(BASE[name]["deps"])
+        if path.endswith(".py")
+    }
+    assert listed == import_closure(ROOT / f"models/base/{name}.py")
+
+
 @pytest.mark.parametrize("name", GROUPS)
 def test_each_path_in_a_command_is_a_dep_or_an_out(name: str) -> None:
     stage = GROUPS[name]
@@ -105,6 +134,65 @@ def test_profiles_share_one_schema(path: Path) -> None:
     for name in NAMED_MAPS:
         sides = [{key for key in side if key.startswith(f"{name}.*")} for side in (ours, theirs)]
         assert not all(sides) or sides[0] == sides[1]
+
+
+def expected_stages(params: dict[str, Any]) -> Iterator[str]:
+    """Name the stages that dvc.yaml should come to with a profile's params."""
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"].items():
+        if "foreach" not in stage:
+            yield name
+            continue
+        items: Any = params
+        for key in stage["foreach"].removeprefix("${").removesuffix("}").split("."):
+            items = items[key]
+        yield from (f"{name}@{item}" for item in items)
+
+
+@pytest.mark.parametrize(("profile", "count"), [("mini", 58), ("sd15", 57)], ids=["mini", "sd15"])
+def test_dvc_makes_the_stages_that_a_profile_names(
+    tmp_path: Path, profile: str, count: int
+) -> None:
+    """An integer key in a `foreach` would yield no stage, silently."""
+    shutil.copyfile(ROOT / "dvc.yaml", tmp_path / "dvc.yaml")
+    shutil.copyfile(ROOT / f"profiles/{profile}.yaml", tmp_path / "params.yaml")
+    for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    listed = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--name-only"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text("utf-8"))
+    assert sorted(listed) == sorted(expected_stages(params))
+    assert len(listed) == count
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_every_section_of_a_profile_passes_its_own_check(path: Path) -> None:
+    params = yaml.safe_load(path.read_text("utf-8"))
+    single = {
+        "filter": FilterParams,
+        "download": DownloadParams,
+        "split": SplitParams,
+        "grid": GridParams,
+        "select.rule": RuleParams,
+        "select.final": select.OneParams,
+        "select.mixes": select.SeveralParams,
+        "release": ReleaseParams,
+        "report": ReportParams,
+        **{f"train.{run}": TrainParams for run in params["train"]},
+        **{f"train_ingredient.{run}": TrainParams for run in params["train_ingredient"]},
+        **{f"split_part.{name}": PartParams for name in params["split_part"]},
+        **{f"merge.{g}.{name}": Recipe for g, names in params["merge"].items() for name in names},
+    }
+    for section, kind in single.items():
+        load_params(section, kind, path)
+    load_named_params("ingredients", Ingredient, path)
+    known = {section.split(".")[0] for section in single}
+    others = {"export", "base", "download_weights", "ingredient_data", "ingredients", "grids"}
+    assert set(params) <= known | others | {"split_part", "train_ingredient"}
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)

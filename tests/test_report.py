@@ -468,6 +468,24 @@ def test_a_page_of_one_report_names_all_the_rest(recipe: Path, tmp_path: Path) -
     assert {"params train", "params select", "params release"} < set(missing)
 
 
+def test_what_another_profile_left_over_is_named_and_not_shown(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = {
+        "train": {"512": {}},
+        "grids": {"final": {}},
+        "select": {"rule": {}, "final": {"choice": "auto"}},
+    }
+    reports = recipe / "reports"
+    sources = Sources(reports, recipe / "images", None, None)
+    missing = run(sources, tmp_path / "site", PARAMS, params)
+    told = capsys.readouterr().out
+    assert "left over from other params, and not shown: training 64" in told
+    assert "not shown: choice checkpoint_64" in told
+    assert "training 512" in missing
+    assert "checkpoint_64" not in (tmp_path / "site/index.html").read_text("utf-8")
+
+
 @pytest.fixture
 def damaged(recipe: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.copytree(recipe / "reports", tmp_path / "reports")

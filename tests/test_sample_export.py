@@ -1,6 +1,7 @@
 """The shipped sample: a true export, and the code that makes it."""
 
 import csv
+import gzip
 import io
 import json
 from collections import Counter
@@ -14,6 +15,7 @@ from PIL import Image
 from models.base.heldout import HELD_OUT_BELOW
 from models.base.make_export import (
     DEAD_MESSAGES,
+    EXPORT,
     HEADER,
     SIDE_PX,
     WIDE_PX,
@@ -33,7 +35,7 @@ SEED = 555
 
 @pytest.fixture(scope="module")
 def rows() -> list[dict[str, str]]:
-    with (SAMPLE / "messages.csv").open(encoding="utf-8", newline="") as file:
+    with gzip.open(SAMPLE / EXPORT, "rt", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -50,7 +52,7 @@ def kept_pairs(folder: Path, top_users: int) -> list[dict[str, str]]:
         blocked_words=("nude",),
         one_row_per_caption_and_user=True,
     )
-    run(SAMPLE / "messages.csv", folder / "pairs.parquet", folder / "report.json", params)
+    run(SAMPLE / EXPORT, folder / "pairs.parquet", folder / "report.json", params)
     pairs: list[dict[str, str]] = pq.read_table(folder / "pairs.parquet").to_pylist()
     return pairs
 
@@ -66,9 +68,9 @@ def has_picture(url: str) -> bool:
 
 
 def test_the_file_has_the_true_form_and_is_small() -> None:
-    path = SAMPLE / "messages.csv"
-    assert path.stat().st_size <= 7_500_000
-    with path.open(encoding="utf-8") as file:
+    path = SAMPLE / EXPORT
+    assert path.stat().st_size <= 2_000_000
+    with gzip.open(path, "rt", encoding="utf-8") as file:
         assert file.readline() == ",".join(HEADER) + "\n"
         assert file.readline().startswith('"936929561302675456","Midjourney Bot","2023-05-05T')
     pictures = [path.stat().st_size for path in (SAMPLE / "cdn").rglob("*.webp")]

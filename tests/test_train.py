@@ -26,8 +26,9 @@ from safetensors import safe_open
 
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.dataset import Example, encode
+from stages.diffusion.header import read_header
 from stages.diffusion.loop import Trained, train
-from stages.diffusion.model import Models, load_models, read_header, save_single_file
+from stages.diffusion.model import Models, load_models, save_single_file
 from stages.diffusion.optimizers import DAdaptAdam
 from stages.diffusion.train_params import TrainParams
 from stages.harness.files import sha256_bytes, sha256_file

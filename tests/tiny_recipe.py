@@ -16,7 +16,15 @@ from tests.imports import ROOT
 from tests.tiny_clip import make_tiny_clip
 from tests.tiny_sd import make_tiny_sd
 
-NEEDED = ("data/ingredients", "data/sample", "data/votes", "stages", "dvc.yaml", ".dvcignore")
+NEEDED = (
+    "data/ingredients",
+    "data/sample",
+    "data/votes",
+    "reports/ingredients",
+    "stages",
+    "dvc.yaml",
+    ".dvcignore",
+)
 RAN = re.compile(r"^Running stage '(.+)':$", re.MULTILINE)
 QUICK = {"bucket_step_px": 16, "batch_size": 8, "validation_timesteps": 1, "learning_rate": 0.001}
 
@@ -38,7 +46,30 @@ def tiny_params() -> dict[str, Any]:
         run |= {**QUICK, "resolution": 32}
     params["grid"] |= {"prompts": ["cat", "red apple"], "sizes": [[32, 32]], "steps": 2}
     params["select"]["rule"]["resamples"] = 100
+    choose(params["select"])
     return params
+
+
+def choose(select: dict[str, Any]) -> None:
+    """Name what goes on, so that nothing but what a test changes decides what reruns.
+
+    The last choice stays the rule's.
+    """
+    for run in select["checkpoint"].values():
+        run["choice"] = "epoch_002"
+    select["mixes"]["choice"] = ["vodka_1", "vodka_2", "vodka_3"]
+    for kind, section in select["ingredients"].items():
+        section["choice"] = [f"{kind}_realistic", f"{kind}_general"]
+    for row, section in select["row"].items():
+        section["choice"] = f"row{row}_trained"
+
+
+def tracked_files() -> list[str]:
+    """List what a clone would hold of what the recipe needs: a file that git lacks is missed."""
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", *NEEDED], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return [name for name in listing.split("\0") if name]
 
 
 class TinyRecipe:
@@ -46,13 +77,10 @@ class TinyRecipe:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        for name in NEEDED:
-            source, place = ROOT / name, folder / name
+        for name in tracked_files():
+            place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if source.is_dir():
-                shutil.copytree(source, place, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, place)
+            shutil.copyfile(ROOT / name, place)
         tiny = folder / "models/tiny"
         sd = make_tiny_sd(tiny / "config")
         save_single_file(

@@ -55,9 +55,9 @@ class Request:
         return f"{self.label}, {STYLE_WORDS[self.style]}"
 
 
-def held_in_requests(corpus: Corpus, count: int) -> list[Request]:
+def held_in_requests(corpus: Corpus, count: int, heldout: int) -> list[Request]:
     """Pick concepts that the UNet saw, each in one style that it saw it in."""
-    combinations = heldout_combinations(corpus, count)
+    combinations = heldout_combinations(corpus, heldout)
     seen = {
         p.concept: Request(p.label, p.style)
         for p in sorted(corpus.pictures, key=lambda p: rank("style", p.concept, p.style))

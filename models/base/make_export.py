@@ -1,7 +1,7 @@
 """Make the sample: a Discord export in true form, and the pictures that its links point to.
 
 Run as `python -m models.base.make_export --pictures models/base/corpus/pictures.parquet
---out data/sample`. It writes `messages.csv`, as DiscordChatExporter does, and
+--out data/sample`. It writes `messages.csv.gz`, as DiscordChatExporter does, and
 `cdn/attachments/<channel>/<attachment>/<name>`, a mirror of the picture host.
 
 Nothing here was scraped. Users, ids and prompts are invented by a seeded generator; the
@@ -13,6 +13,7 @@ bytes.
 
 import argparse
 import csv
+import gzip
 import io
 import math
 import random
@@ -43,6 +44,7 @@ SIDE_PX = 96
 WIDE_PX = 144  # longer side at 3:2
 WEBP_QUALITY = 90
 
+EXPORT = "messages.csv.gz"
 HEADER = ("AuthorID", "Author", "Date", "Content", "Attachments", "Reactions")
 BOT = ("936929561302675456", "Midjourney Bot")
 NIJI_BOT = ("1022952195194359889", "niji journey Bot")
@@ -459,7 +461,12 @@ def write_sample(drafts: list[Draft], out: Path, rng: random.Random) -> None:
     """Date the drafts in their order and write the CSV and the mirror."""
     step = (LAST_DAY - FIRST_DAY) / len(drafts)
     shutil.rmtree(out / "cdn", ignore_errors=True)
-    with replacing(out / "messages.csv") as scratch, scratch.open("w", encoding="utf-8") as file:
+    with (
+        replacing(out / EXPORT) as scratch,
+        scratch.open("wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,  # no clock, no path
+        io.TextIOWrapper(packed, encoding="utf-8", newline="") as file,
+    ):
         file.write(",".join(HEADER) + "\n")
         rows = csv.writer(file, quoting=csv.QUOTE_ALL, lineterminator="\n")
         for i, draft in enumerate(drafts):

@@ -75,10 +75,13 @@ def run(
     figures["threads"] = torch.get_num_threads()
     with replacing(samples) as scratch:
         contact_sheet(models, params.sampling).save(scratch, "PNG", optimize=True)
-    held_in = held_in_requests(corpus, params.requests)
+    heldout = corpus_params.heldout_combinations
+    held_in = held_in_requests(corpus, params.requests, heldout)
     for name, requests in {
         "generated_retrieval": held_in,
-        "generated_retrieval_combinations": combination_requests(corpus, params.requests),
+        "generated_retrieval_combinations": combination_requests(
+            corpus, corpus_params.heldout_combinations
+        ),
     }.items():
         figures[name] = generated_retrieval(models, clip, requests, params.sampling)
         print(name, figures[name], flush=True)

@@ -123,7 +123,7 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
         ours: dict[str, dict[str, Any]] = json.loads(metadata.get(ANCESTRY, "{}"))
         ancestors = {sha256: Ancestor(**node) for sha256, node in ours.items()}
         named = {sha256 for r in _recipes(recipe, ancestors) for sha256 in r["inputs"].values()}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"metadata {RECIPE} or {ANCESTRY} is damaged ({error!r})") from error
     if missing := sorted(named - set(ancestors)):
         raise ValueError(f"metadata {ANCESTRY} lacks {missing[0]}, which a recipe in it names")

@@ -182,10 +182,13 @@ class _Parser:
             self._fail(self.token, f"expected + - * / or the end, got {self.token.text!r}")
         if isinstance(value, Fraction):
             self._fail(start, "the expression names no model, as in 0.5*a + 0.5*b")
-        for name, weight in value.items():
-            if abs(weight) > MAX_WEIGHT:
-                self._fail(start, f"the weight of {format_term(name)!r} is beyond {MAX_WEIGHT:,}")
+        self._check_weights(start, value)
         return value
+
+    def _check_weights(self, start: _Token, value: Weights) -> None:
+        for term, weight in value.items():
+            if abs(weight) > MAX_WEIGHT:
+                self._fail(start, f"the weight of {format_term(term)!r} is beyond {MAX_WEIGHT:,}")
 
     def _sum(self) -> Value:
         value = self._product()
@@ -286,6 +289,7 @@ class _Parser:
         value = self._sum()
         if isinstance(value, Fraction):
             self._fail(start, f"{parameter.name!r} is a model, got a number")
+        self._check_weights(start, value)
         return tuple(value.items())
 
     def _argument_number(self, parameter: Parameter) -> Fraction:
@@ -296,6 +300,8 @@ class _Parser:
         if not parameter.low <= value <= parameter.high:
             bounds = f"{parameter.low:g} to {parameter.high:g}"
             self._fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
+        if parameter.name == "seed" and value.denominator != 1:
+            self._fail(start, f"'seed' is {format_weight(value)}, not a whole number")
         return value
 
     def _blocks(self, parameter: Parameter) -> tuple[Fraction, ...]:

@@ -104,11 +104,15 @@ def _parse_header(text: bytes) -> Header:
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: if it is not what the
-            format wants: a key twice, offsets that overlap, leave gaps or do not fit the shape.
+            format wants: a key twice, or offsets that overlap or leave gaps.
     """
     header = json.loads(text, object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})
     start = 8 + len(text)
+    for key, entry in header.items():
+        whole = [*entry["shape"], *entry["data_offsets"]]
+        if not isinstance(entry["dtype"], str) or any(type(n) is not int or n < 0 for n in whole):
+            raise ValueError(f"{key!r} has a dtype, shape or place that is none")
     tensors = {
         key: TensorEntry(
             dtype=entry["dtype"],
@@ -132,8 +136,8 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a dict of JSON's pairs: where a key stands twice, programs read different files."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
+        seen: set[str] = set()
+        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {repeated!r} stands in it twice")
     return found
 

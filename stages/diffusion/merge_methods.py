@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 BLOCK = 1 << 20  # elements whose products float32 sums up; blocks are summed in float64
-NEARLY_PARALLEL = 0.9995  # cosine above which an arc is a line, to float32's precision
+NEARLY_PARALLEL = 0.9995  # cosine above which an arc is a line, to half precision
 
 
 def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
@@ -50,7 +50,8 @@ def ties(base: Tensor, models: Sequence[Tensor], keep: float, scale: float) -> T
     """Add the differences from `base` on which the models agree.
 
     Of each difference the `keep` share of largest elements stays; each element's sign is that of
-    the sum; the mean of those that have this sign is added, times `scale`.
+    the sum; the mean of those that have this sign is added, times `scale`. The share is taken
+    tensor by tensor, where the paper takes it over the whole model at once.
 
     Source: "TIES-Merging", arXiv 2306.01708, algorithm 1.
     """
@@ -60,7 +61,7 @@ def ties(base: Tensor, models: Sequence[Tensor], keep: float, scale: float) -> T
         elected.add_(difference)
     signs = elected.sign_().to(torch.int8)
     del elected
-    count = torch.zeros(base.shape, dtype=torch.uint8)
+    count = torch.zeros(base.shape, dtype=torch.int16)
     for difference in differences:
         agrees = difference.sign().to(torch.int8).mul_(signs).gt(0)
         difference.mul_(agrees)
@@ -92,7 +93,7 @@ def model_stock(base: Tensor, models: Sequence[Tensor]) -> Tensor:
     """
     differences = [model.sub_(base) for model in models]
     cosines = [_cosine(a, b) for a, b in combinations(differences, 2)]
-    cosine = max(0.0, sum(cosines) / len(cosines)) if cosines else 1.0
+    cosine = float(np.maximum(0.0, np.mean(cosines))) if cosines else 1.0  # NaN stays NaN
     t = len(models) * cosine / (1 + (len(models) - 1) * cosine)
     total = differences[0]
     for difference in differences[1:]:
@@ -121,6 +122,8 @@ def dot(a: Tensor, b: Tensor) -> float:
 def _cosine(a: Tensor, b: Tensor) -> float:
     """Measure the angle between two tensors; 0 if one is zero."""
     lengths = np.sqrt(dot(a, a) * dot(b, b))
+    if not np.isfinite(lengths):
+        return float("nan")
     return float(np.clip(dot(a, b) / lengths, -1, 1)) if lengths else 0.0
 
 

@@ -98,7 +98,7 @@ def _flat(weight: Fraction) -> tuple[Fraction, ...]:
     return Fraction(0), *[weight] * (LAST + 1)
 
 
-# The second model's weight: BASE (all that is in no block), then block by block.
+# The second model's weight: BASE (what is not of the UNet), then block by block.
 PRESETS: dict[str, tuple[Fraction, ...]] = {
     "GRAD_V": _valley(),
     "GRAD_A": (Fraction(0), *(1 - weight for weight in _valley()[1:])),

@@ -6,8 +6,9 @@ order of the expression, each product and each sum rounded to float32 by itself:
 operation, whose use differs between processors and between the middle and the end of an array. So
 neither the stretch, nor the number of threads, nor the machine changes a byte.
 
-Methods that look at whole tensors (see merge_methods) hold one tensor of each of their models,
-and as much again: 1 GB at most for three models of SD 1.5, whose largest tensor takes 152 MB.
+Methods that look at whole tensors (see merge_methods) hold one tensor of each model that they
+are given, and about twice as much again; a call within a call adds its own. For one method of three
+models of SD 1.5, whose largest tensor takes 152 MB, that is below 1 GB.
 They are computed by one thread, so that on one machine the same merge gives the same bytes.
 """
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import merge_methods
-from stages.diffusion.expression import Call, Sum, Term, Weights
+from stages.diffusion.expression import Call, Sum, Term, Weights, format_sum
 from stages.diffusion.merge_blocks import at_key
 from stages.diffusion.merge_source import CONV_IN, DTYPES, Source, is_inpainting, read_into
 
@@ -125,7 +126,7 @@ class Merger:
             **numbers,
         }
         if call.method == "dare":
-            text = f"{int(given.pop('seed'))}:{key}"
+            text = f"{int(given.pop('seed'))}:{format_sum(call.model('a'))}:{key}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
             given["generator"] = torch.Generator().manual_seed(seed)
         result: Tensor = getattr(merge_methods, call.method)(**given)
@@ -157,6 +158,8 @@ class Merger:
 
     def _rounded(self, values: Tensor, key: str) -> memoryview:
         """Give values as the new file stores them; the bytes live until the next call."""
+        if not len(values):
+            return self.stored_bytes[:0]
         low, high = values.aminmax()  # NaN if any value is, and far quicker than isfinite of each
         is_finite = low.to(self.dtype).isfinite() and high.to(self.dtype).isfinite()
         if not (is_finite or self.allow_nonfinite):

@@ -162,8 +162,8 @@ def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None
 
 def _method(weights: list[Fraction]) -> tuple[str, float | None]:
     """Find A1111's method and multiplier for a sum, if it has them."""
-    if len(weights) == 2 and min(weights) >= 0:
+    if len(weights) == 2 and min(weights) >= 0 and sum(weights) == 1:
         return "Weighted sum", float(weights[1])
-    if len(weights) == 3 and weights[0] == 1 and weights[1] > 0:
+    if len(weights) == 3 and weights[0] == 1 and weights[1] == -weights[2] > 0:
         return "Add difference", float(weights[1])
     return "expression", None

@@ -73,8 +73,10 @@ TEXT_ENCODER_ALIAS = re.compile(
 # follow from the length, the rest is the autoencoder's training or CLIP's other half.
 NOT_WEIGHTS = re.compile(
     re.escape(POSITION_IDS)
-    + r"|first_stage_model\.(loss|model_ema)\..*"
-    + r"|cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)"
+    + r"|model_ema\..*|first_stage_model\.(loss|model_ema)\..*"
+    + r"|cond_stage_model\.((transformer|model)\.)?(logit_scale|text_projection(\.weight)?)"
+    + r"|betas|lvlb_weights|posterior_\w+|(log_|sqrt_)?(one_minus_)?alphas_cumprod(_prev)?"
+    + r"|sqrt_recip(m1)?_alphas_cumprod"
 )
 OTHER_FILES = {
     "conditioner.embedders.": "This is an SDXL file.",
@@ -140,21 +142,19 @@ def is_stable_diffusion(keys: Iterable[str]) -> bool:
 
 
 def normal_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Find the weights of the three networks in a file: normal key to the key as it is written.
+    """Find the weights of the networks in a file: normal key to the key as it is written.
 
     The old alias of the text encoder gets its `text_model.`; where both stand, the alias loses.
-    EMA copies of the UNet count where there is nothing else of it. Scheduler buffers, losses and
-    `position_ids` are left out.
+    EMA copies of the UNet count where there is nothing else of it. Scheduler buffers, losses,
+    `position_ids` and CLIP's other half are left out; what other architectures have besides, such
+    as SDXL's `conditioner.`, stays.
     """
     spelled = {TEXT_ENCODER_ALIAS.sub(TEXT_ENCODER, key): key for key in sorted(keys)}
     if not any(key.startswith(UNET) for key in spelled):
         averages = [key for key in spelled if key.startswith(EMA)]
         spelled |= {"model." + _with_dots(key.removeprefix("model_ema.")): key for key in averages}
-    ours = (UNET, VAE, "cond_stage_model.")
     return {
-        normal: key
-        for normal, key in sorted(spelled.items())
-        if normal.startswith(ours) and not NOT_WEIGHTS.fullmatch(normal)
+        normal: key for normal, key in sorted(spelled.items()) if not NOT_WEIGHTS.fullmatch(normal)
     }
 
 
@@ -170,7 +170,8 @@ def check_architecture(path: Path, config: Path, wanted: Shapes, got: Shapes) ->
     Raises:
         ValueError: naming the first differing key, in sorted order, and both shapes.
     """
-    found = {normal: got[key] for normal, key in normal_keys(got).items()}
+    ours = (UNET, VAE, "cond_stage_model.")
+    found = {n: got[key] for n, key in normal_keys(got).items() if n.startswith(ours)}
     differing = (k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k))
     if key := next(differing, None):
         raise ValueError(

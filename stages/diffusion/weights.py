@@ -231,6 +231,7 @@ def one_thread() -> Iterator[None]:
 
 def widened(header: bytes, length: int) -> bytes:
     """Fill a safetensors header with blanks, as the format allows, up to a length in bytes."""
+    assert len(header) <= length, "equal parents make the header shorter, never longer"
     text = header[8:].ljust(length - 8)
     return len(text).to_bytes(8, "little") + text
 
@@ -265,7 +266,10 @@ def _start_hashing(
     pool: ThreadPoolExecutor, sources: Mapping[str, Source]
 ) -> dict[str, Future[Parent]]:
     """Hash each file once, in the background, also one that goes by two names."""
-    by_path = {s.path: pool.submit(read_parent, s.path, s.metadata) for s in sources.values()}
+    by_path: dict[Path, Future[Parent]] = {}
+    for source in sources.values():
+        if source.path not in by_path:
+            by_path[source.path] = pool.submit(read_parent, source.path, source.metadata)
     return {key: by_path[source.path] for key, source in sources.items()}
 
 

@@ -13,6 +13,7 @@ from stages.harness.files import link_or_copy
 from stages.images.shards import read_shards
 from stages.page.curves import draw_run
 from stages.page.descent import Descent, read_release, trace
+from stages.page.expected import drop_left_over, expected_choices, expected_grids
 from stages.page.findings import Findings, Json, Run
 from stages.page.samples import (
     Split,
@@ -132,6 +133,7 @@ class Site:
     release_params: Mapping[str, Any] = field(default_factory=dict)
     release_pictures: list[Picture] = field(default_factory=list)
     release_settings: str = ""
+    left_over: list[str] = field(default_factory=list)  # of other params, and not shown
     descent: Descent | None = None
     funnel: list[Bar] = field(default_factory=list)
     outcomes: list[Bar] = field(default_factory=list)
@@ -166,7 +168,8 @@ def make_site(
     Raises:
         ValueError, OSError: if a source is damaged.
     """
-    site = Site(title, findings, sections)
+    left_over = drop_left_over(findings, params)
+    site = Site(title, findings, sections, left_over=left_over)
     site.release_params = params.get("release") or {}
     site.split = read_split(sources.split) if sources.split else None
     if findings.filter:
@@ -176,7 +179,7 @@ def make_site(
     site.samples = _samples(folder, sources.images, samples, site.split)
     site.curves = [_curve(run, findings) for run in findings.runs]
     site.choices = [_choice(c.name, c.content) for c in findings.choices]
-    order = [*map(str, params.get("grids", {}))]  # as the recipe draws them; others after
+    order = expected_grids(params)  # others after
     by_order = sorted(findings.sheets, key=lambda g: order.index(g) if g in order else len(order))
     for grid in by_order:
         pages = findings.sheets[grid]
@@ -215,19 +218,11 @@ def missing_parts(site: Site, params: Mapping[str, Any]) -> Iterable[str]:
     yield from (f"grid {grid}" for grid in grids if str(grid) not in site.sheets)
     if not site.sheets and not grids:
         yield "grids"
-    expected = list(_expected_choices(params.get("select", {})))
+    expected = list(expected_choices(params))
     yield from (f"choice {name}" for name in expected if found.choice(name) is None)
     if not found.choices and not expected:
         yield "choices"
     yield from (f"params {name}" for name, text in site.sections.items() if not text)
-
-
-def _expected_choices(select: Mapping[str, Any]) -> Iterable[str]:
-    for name, section in select.items():
-        if "choice" in section:
-            yield str(name)
-        elif name != "rule":
-            yield from (f"{name}.{key}" for key in section)
 
 
 def render(site: Site) -> str:

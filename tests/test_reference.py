@@ -1,0 +1,56 @@
+"""The committed reference run: what `make run` gives, in the figures that a clone compares with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.imports import ROOT
+
+REPORTS = ROOT / "reports"
+
+
+def report(name: str) -> Any:
+    return json.loads((REPORTS / name).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("run", ["64", "96"])
+def test_fine_tuning_surely_beats_the_base(run: str) -> None:
+    metrics = report(f"train/{run}/metrics.json")
+    assert metrics["change_percent_high"] < 0, "the interval of the change lies below zero"
+    assert metrics["minimum"] < metrics["start"]
+
+
+def test_the_release_is_what_the_measured_scores_chose() -> None:
+    final = report("select/final.json")
+    scores = {name: figures["score"] for name, figures in final["candidates"].items()}
+    assert final["by"] == "score"
+    assert final["choice"] == max(scores, key=scores.__getitem__)
+    assert len(set(scores.values())) == len(scores)
+
+
+def test_the_lock_is_of_the_params_and_the_code_that_are_committed() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text("utf-8"))["stages"]
+    params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
+    for name, stage in lock.items():
+        for key, value in stage.get("params", {}).get("params.yaml", {}).items():
+            assert _look_up(params, key) == value, (
+                f"{name}: {key}; run `dvc repro`, commit dvc.lock"
+            )
+
+
+def test_every_stage_of_the_mini_profile_is_in_the_lock() -> None:
+    lock = yaml.safe_load((ROOT / "dvc.lock").read_text("utf-8"))["stages"]
+    assert len(lock) == 58
+
+
+def test_the_picture_of_the_readme_is_there() -> None:
+    assert (REPORTS / "final.png").read_bytes().startswith(b"\x89PNG")
+
+
+def _look_up(params: Any, key: str) -> Any:
+    for part in Path(key.replace(".", "/")).parts:
+        params = params[part]
+    return params
