@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/requirements.installed
 PYTHON ?= python3.13 python3.12 python3.11 python3
 ARGS :=
 
-.PHONY: help run test check profile clean lock environment
+.PHONY: help run test check profile base clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -48,6 +48,16 @@ profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 d
 	fi; \
 	cp "profiles/$(NAME).yaml" params.yaml; \
 	echo "params.yaml is now profiles/$(NAME).yaml. Next: make run"
+
+# DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
+# models/base is one only while its pipeline runs; its cache waits in .work meanwhile.
+base: environment ## make the mini model anew (for maintainers with a GPU; ARGS="-s package" for one stage)
+	@npm ci --silent --prefix models/base
+	@mkdir -p .work; if [ -d .work/base.dvc ]; then mv .work/base.dvc models/base/.dvc; fi
+	@trap 'mv "$(CURDIR)/models/base/.dvc" "$(CURDIR)/.work/base.dvc"' EXIT; cd models/base; \
+	  export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	  [ -d .dvc ] || python -m dvc init --quiet --subdir; \
+	  python -m dvc repro $(ARGS); status=$$?; cd ../..; exit $$status
 
 lock: ## make requirements.txt anew from requirements.in (needs uv; settings in pyproject.toml)
 	@uv pip compile --quiet requirements.in --output-file requirements.txt $(ARGS)

@@ -136,6 +136,24 @@ def test_profiles_share_one_schema(path: Path) -> None:
         assert not all(sides) or sides[0] == sides[1]
 
 
+def test_the_mini_model_s_pipeline_is_hidden_from_dvc_at_the_root(tmp_path: Path) -> None:
+    """A `.dvc` folder there would make its files seem absent; its dvc.yaml would be run."""
+    for name in (".dvcignore", "models/base/dvc.yaml", "models/base/config/unet/config.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / name)
+    stage = {"cmd": "echo ran", "deps": ["models/base/config"], "outs": []}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"look": stage}}))
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (["git", "init", "-q"], [*dvc, "init", "-q"], [*dvc, "repro", "-q"]):
+        subprocess.run(command, cwd=tmp_path, check=True)
+    again = subprocess.run(
+        [*dvc, "repro"], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert "Stage 'look' didn't change" in again
+    assert "collect" not in again
+    assert not (ROOT / "models/base/.dvc").exists()
+
+
 def expected_stages(params: dict[str, Any]) -> Iterator[str]:
     """Name the stages that dvc.yaml should come to with a profile's params."""
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"].items():
