@@ -1,0 +1,89 @@
+"""A network that learns: its weights, its optimizer, and what of it is kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from stages.diffusion.checkpoint import load_optimizer_state, optimizer_state
+
+
+@dataclass
+class Part:
+    """A network in training."""
+
+    network: nn.Module
+    optimizer: Optimizer
+    weights: list[Tensor]
+    average: list[Tensor]  # running average of the weights; empty without EMA
+    learning_rate: float  # before the schedule
+
+    def state(self) -> dict[str, Any]:
+        """Give all that changes, for a checkpoint."""
+        return {
+            "weights": list(self.weights),
+            "average": self.average,
+            "optimizer": optimizer_state(self.optimizer),
+        }
+
+    @torch.no_grad()
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Put back what `state` gave."""
+        for weight, saved in zip(self.weights, state["weights"], strict=True):
+            weight.copy_(saved)
+        for mean, saved in zip(self.average, state["average"], strict=True):
+            mean.copy_(saved)
+        load_optimizer_state(self.optimizer, state["optimizer"])
+
+    def set_rate(self, factor: float) -> None:
+        """Learn at this share of the learning rate from here on."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor
+
+    @torch.no_grad()
+    def update_average(self, ema_decay: float, step: int) -> None:
+        """Move the running average, which forgets faster while it is young.
+
+        Source: the warm-up of TensorFlow's ExponentialMovingAverage, (1 + n) / (10 + n).
+        """
+        if self.average:
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(self.average, self.weights, 1 - decay)
+
+    @contextmanager
+    def as_kept(self) -> Iterator[None]:
+        """Hold the weights that would be kept for a while; then those in training, bit by bit."""
+        self.network.eval()
+        if self.average:
+            self._swap()
+        trained = self._schedule_free_average()
+        try:
+            yield
+        finally:
+            if trained:
+                with torch.no_grad():
+                    torch._foreach_copy_(self.weights, trained)
+            if self.average:
+                self._swap()
+            self.network.train()
+
+    def _swap(self) -> None:
+        for weight, mean in zip(self.weights, self.average, strict=True):
+            weight.data, mean.data = mean.data, weight.data
+
+    def _schedule_free_average(self) -> list[Tensor]:
+        """Let a schedule-free optimizer put its average in the weights' place; give the weights.
+
+        Its own way back, `train`, would round them anew.
+        """
+        if not hasattr(self.optimizer, "eval"):
+            return []
+        trained = [weight.detach().clone() for weight in self.weights]
+        self.optimizer.eval()
+        for group in self.optimizer.param_groups:
+            group["train_mode"] = True
+        return trained
