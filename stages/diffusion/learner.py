@@ -1,30 +1,19 @@
 """One optimizer step: the gradients of its batches, and what is done with them."""
 
-import os
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stages.diffusion.draw import Drawn
 from stages.diffusion.loss import min_snr_weights, prediction_errors
 from stages.diffusion.model import Models
-from stages.diffusion.part import Part
+from stages.diffusion.part import Part, is_compiled
 from stages.diffusion.ranks import Ranks
 from stages.diffusion.schedule import rate_factor
 from stages.diffusion.train_params import PRECISIONS, TrainParams
-
-# cuDNN's attention is the fastest on recent GPUs; it takes heads of up to 128 channels only.
-ATTENTION = [
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +49,8 @@ class Learner:
             weight_at = min_snr_weights(self.noise_scheduler, params.min_snr_gamma)
         self.weight_at = weight_at.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=params.precision == "fp16")
-        # a machine's affair, not the run's: a first compilation takes a minute or two
-        on_gpu = self.device.type == "cuda"
-        self.compiles = on_gpu and os.environ.get("TRAIN_COMPILE", "1") != "0"
+        self.compiles = is_compiled(self.device)
         self.unet: Any = torch.compile(models.unet) if self.compiles else models.unet
-        if on_gpu:
-            torch.backends.cudnn.benchmark = True
         self.weights = [weight for part in parts.values() for weight in part.weights]
 
     @property
@@ -125,10 +110,9 @@ class Learner:
 
     def _backward(self, drawn: Drawn, count: int) -> Tensor:
         """Add a batch's share to the gradients; give the sum of its errors."""
-        with _attention(self.device):
-            errors = self.errors(drawn)
-            weighed = self.weight_at[drawn.timesteps] * drawn.counts * errors
-            self.scaler.scale(weighed.sum() / count).backward()
+        errors = self.errors(drawn)
+        weighed = self.weight_at[drawn.timesteps] * drawn.counts * errors
+        self.scaler.scale(weighed.sum() / count).backward()
         return (drawn.counts * errors.detach()).double().sum()
 
     def _move(self, norm: Tensor, step: int, steps: int) -> None:
@@ -139,8 +123,3 @@ class Learner:
             part.set_rate(factor)
             self.scaler.step(part.optimizer)
             part.update_average(self.params.ema_decay, step)
-
-
-def _attention(device: torch.device) -> AbstractContextManager[None]:
-    """Let the GPU's fastest attention come first."""
-    return sdpa_kernel(ATTENTION, set_priority=True) if device.type == "cuda" else nullcontext()

@@ -30,8 +30,7 @@ from stages.diffusion.history import History
 from stages.diffusion.learner import Learner
 from stages.diffusion.loss import V_PREDICTION
 from stages.diffusion.model import Base, Models, load_models, save_trained
-from stages.diffusion.optimizers import build_optimizer
-from stages.diffusion.part import Part
+from stages.diffusion.part import make_parts
 from stages.diffusion.preview import draw_preview
 from stages.diffusion.ranks import Ranks, alone
 from stages.diffusion.room import room_for_a_batch
@@ -163,9 +162,12 @@ class _Run:
             self._encoded(models, side, examples, encoded, inputs)
             for side, examples in zip(SIDES, sides, strict=True)
         )
-        models.vae.to("meta")  # not needed any more: the base's file has it, if it is to be kept
+        # what does not learn is not needed any more: the base's file has it, if it is to be kept
+        models.vae.to("meta")
+        if not self.params.trains_text_encoder:
+            nn.Module.to(models.text_encoder, "meta")
         self.models = models
-        self.parts = self._parts()
+        self.parts = make_parts(models, self.params, self.ranks.device)
         self.learner = Learner(models, self.parts, self.params, self.ranks)
         trained = sum(weight.numel() for weight in self.learner.weights)
         shapes = len(set(self.dataset.shapes))
@@ -283,35 +285,6 @@ class _Run:
         if not len(dataset):
             raise ValueError(f"there are no examples for {side}; is the manifest empty?")
         return dataset
-
-    def _parts(self) -> dict[str, Part]:
-        """Set up what learns, and let go of what does not."""
-        rates = {"unet": self.params.learning_rate}
-        if self.params.trains_text_encoder:
-            rates["text_encoder"] = self.params.text_encoder_learning_rate
-        else:
-            nn.Module.to(self.models.text_encoder, "meta")
-        parts = {}
-        for name, rate in rates.items():
-            network: nn.Module = getattr(self.models, name)
-            network.to(self.ranks.device).requires_grad_(True).train()
-            if self.params.gradient_checkpointing:  # diffusers' word for it, or transformers'
-                words = ("enable_gradient_checkpointing", "gradient_checkpointing_enable")
-                next(getattr(network, word) for word in words if hasattr(network, word))()
-            weights: list[Tensor] = list(network.parameters())
-            for weight in weights:
-                if weight.dim() == 4:  # the fast convolutions of CPU and GPU want channels last
-                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-            parts[name] = Part(
-                network=network,
-                optimizer=build_optimizer(
-                    self.params.optimizer, weights, rate, self.params.weight_decay
-                ),
-                weights=weights,
-                average=[w.detach().clone() for w in weights] if self.params.ema_decay else [],
-                learning_rate=rate,
-            )
-        return parts
 
     def _warn_of_small_buckets(self) -> None:
         """Say where batches are smaller than params ask for: they still train, only slower."""

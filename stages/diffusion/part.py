@@ -1,5 +1,6 @@
 """A network that learns: its weights, its optimizer, and what of it is kept."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from stages.diffusion.checkpoint import load_optimizer_state, optimizer_state
+from stages.diffusion.model import Models
+from stages.diffusion.optimizers import build_optimizer
+from stages.diffusion.train_params import TrainParams
 
 
 @dataclass
@@ -87,3 +91,48 @@ class Part:
         for group in self.optimizer.param_groups:
             group["train_mode"] = True
         return trained
+
+
+def make_parts(models: Models, params: TrainParams, device: torch.device) -> dict[str, Part]:
+    """Set up what learns, on its device.
+
+    Args:
+        models: their `unet` learns, and their `text_encoder` if it has a learning rate.
+        params: of the run.
+        device: where it is to learn.
+
+    Raises:
+        ValueError: if the optimizer is not installed.
+    """
+    rates = {"unet": params.learning_rate}
+    if params.trains_text_encoder:
+        rates["text_encoder"] = params.text_encoder_learning_rate
+    parts = {}
+    for name, rate in rates.items():
+        network: nn.Module = getattr(models, name)
+        network.to(device).requires_grad_(True).train()
+        if params.gradient_checkpointing:  # diffusers' word for it, or transformers'
+            words = ("enable_gradient_checkpointing", "gradient_checkpointing_enable")
+            next(getattr(network, word) for word in words if hasattr(network, word))()
+        weights: list[Tensor] = list(network.parameters())
+        for weight in weights:
+            # Fast convolutions want channels last; compiled code sees to it by itself, and is
+            # faster with weights that lie as usual (tests/benchmarks/train.md).
+            if weight.dim() == 4 and not is_compiled(device):
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+        parts[name] = Part(
+            network=network,
+            optimizer=build_optimizer(params.optimizer, weights, rate, params.weight_decay),
+            weights=weights,
+            average=[w.detach().clone() for w in weights] if params.ema_decay else [],
+            learning_rate=rate,
+        )
+    return parts
+
+
+def is_compiled(device: torch.device) -> bool:
+    """Tell whether the UNet is compiled on a device: on GPUs, unless TRAIN_COMPILE is 0.
+
+    A machine's affair, not the run's: the first compilation takes minutes.
+    """
+    return device.type == "cuda" and os.environ.get("TRAIN_COMPILE", "1") != "0"
