@@ -29,9 +29,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.expression import (
@@ -41,11 +38,16 @@ from stages.diffusion.expression import (
     format_weight,
     model_weights,
     parse_expression,
-    sum_warning,
 )
-from stages.diffusion.merge_blocks import part_of
+from stages.diffusion.merge_blocks import part_of, sum_warning
+from stages.diffusion.merge_files import (
+    Dtype,
+    Merged,
+    check_files,
+    check_not_an_input,
+    merge_files,
+)
 from stages.diffusion.merge_source import open_source
-from stages.diffusion.weights import Merged, check_files, check_not_an_input, merge_files
 from stages.harness.files import write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -54,7 +56,6 @@ from stages.harness.progress import Progress
 METHOD_BYTES_PER_S = 200_000_000  # of whole-tensor methods, by one thread
 SHOWN_CHARS = 200  # of a metadata value
 READ_BYTES_PER_S = 600_000_000  # two cores of 2023 with the files in memory; disks may be slower
-Dtype = Literal["float16", "bfloat16", "float32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +103,7 @@ def run(
         inputs,
         recipe.expression,
         out,
-        getattr(torch, recipe.dtype),
+        recipe.dtype,
         name=name,
         allow_nonfinite=allow_nonfinite,
         advance=advance,

@@ -28,14 +28,13 @@ from typing import Any
 from PIL import Image
 
 from stages.diffusion.ancestry import Lineage, read_lineage
-from stages.diffusion.digests import digest_file
+from stages.diffusion.digests import TENSORS_HASH, digest_file
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
 from stages.diffusion.model import save_diffusers
 from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
 from stages.diffusion.modelspec import ReleaseParams, release_metadata, write_release
 from stages.diffusion.shares import ancestor_shares
-from stages.diffusion.weights import TENSORS_HASH
 from stages.harness.files import replacing, write_json
 from stages.harness.params import load_named_params, load_params
 from stages.harness.paths import add_params_option, clear_errors

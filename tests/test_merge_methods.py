@@ -17,6 +17,7 @@ from torch import Tensor
 from stages.diffusion.expression import model_weights, parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import at_key, block_of, part_of
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.merge_methods import (
     dare,
     model_stock,
@@ -29,7 +30,6 @@ from stages.diffusion.merge_source import CONV_IN, open_source
 from stages.diffusion.merge_table import METHODS
 from stages.diffusion.model import load_models
 from stages.diffusion.single_file import UNET, normal_keys
-from stages.diffusion.weights import merge_files
 from stages.merge import main
 from tests.test_single_file import save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -204,9 +204,9 @@ def test_a_method_in_an_expression_is_the_function(tmp_path: Path, method: str, 
     inputs = files(tmp_path, {"a": A, "b": B, "x": BASE})
     inputs = {name: path for name, path in inputs.items() if name in expression.split("(", 1)[1]}
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, expression, out, torch.float32, chunk_elements=chunk)
+    merge_files(inputs, expression, out, "float32", chunk_elements=chunk)
     assert torch.equal(load_file(out)[KEYS[1]], function())
-    merge_files(inputs, f"0.5*{expression} + 0.5*a", out, torch.float32, chunk_elements=chunk)
+    merge_files(inputs, f"0.5*{expression} + 0.5*a", out, "float32", chunk_elements=chunk)
     assert torch.equal(load_file(out)[KEYS[1]], (0.5 * function()).add_(A * 0.5))
 
 
@@ -219,23 +219,23 @@ def test_dare_drops_the_same_elements_each_time_and_others_in_other_tensors(tmp_
     out = tmp_path / "out.safetensors"
     hashes = set()
     for chunk in (5, 1 << 20):
-        merge_files(inputs, "dare(x, a, 0.5, 7)", out, torch.float32, chunk_elements=chunk)
+        merge_files(inputs, "dare(x, a, 0.5, 7)", out, "float32", chunk_elements=chunk)
         hashes.add(sha256(out.read_bytes()).hexdigest())
     assert len(hashes) == 1
     tensors = load_file(out)
     assert not torch.equal(tensors[KEYS[0]], tensors[KEYS[1]])
     inputs["b"] = inputs["a"]
-    merge_files(inputs, "0.5*dare(x, a, 0.5, 7) + 0.5*dare(x, b, 0.5, 7)", out, torch.float32)
+    merge_files(inputs, "0.5*dare(x, a, 0.5, 7) + 0.5*dare(x, b, 0.5, 7)", out, "float32")
     assert set(load_file(out)[KEYS[0]].flatten().tolist()) == {0.0, 1.0, 2.0}, "one mask for both"
     del inputs["b"]
-    merge_files(inputs, "dare(x, a, 0.5, 8)", out, torch.float32)
+    merge_files(inputs, "dare(x, a, 0.5, 8)", out, "float32")
     assert not torch.equal(load_file(out)[KEYS[0]], tensors[KEYS[0]])
 
 
 def test_a_vae_is_baked_in_and_blocks_are_weighed(tmp_path: Path) -> None:
     inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "parts(mbw(a, b, GRAD_V), vae=v)", out, torch.float32)
+    merge_files(inputs, "parts(mbw(a, b, GRAD_V), vae=v)", out, "float32")
     tensors = load_file(out)
     assert torch.equal(tensors[KEYS[5]], BASE)
     assert torch.equal(tensors[KEYS[2]], A)  # the middle block
@@ -250,12 +250,12 @@ def test_an_inpainting_model_keeps_its_own_channels_and_must_come_first(tmp_path
     save_file({CONV_IN: inpainting}, inputs["a"])
     save_file({CONV_IN: plain}, inputs["b"])
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "0.25*a + 0.75*b", out, torch.float32)
+    merge_files(inputs, "0.25*a + 0.75*b", out, "float32")
     result = load_file(out)[CONV_IN]
     assert torch.equal(result[:, 4:], inpainting[:, 4:])
     assert torch.equal(result[:, :4], (0.25 * inpainting[:, :4]).add_(plain * 0.75))
     with pytest.raises(ValueError, match="must be the first"):
-        merge_files(inputs, "0.75*b + 0.25*a", out, torch.float32)
+        merge_files(inputs, "0.75*b + 0.25*a", out, "float32")
 
 
 def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: TinySD) -> None:
@@ -271,7 +271,7 @@ def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: T
     save_file(averaged, alone)
     assert normal_keys(read_header(alone).tensors).keys() == normal_keys(tensors).keys()
     out = tmp_path / "out.safetensors"
-    merge_files({"a": alone, "b": whole}, "0.5*a + 0.5*b", out, torch.float32)
+    merge_files({"a": alone, "b": whole}, "0.5*a + 0.5*b", out, "float32")
     merged = load_file(out)
     for key in open_source(whole).tensors:
         assert torch.equal(merged[key], tensors[key].float()), key
@@ -284,7 +284,7 @@ def test_a_merge_by_a_method_loads_in_the_networks(tmp_path: Path, tiny_sd: Tiny
     tiny_sd.unet.conv_out.bias.data.add_(1)
     save(tiny_sd, b)
     out = tmp_path / "out.safetensors"
-    merge_files({"a": a, "b": b}, "slerp(a, b, 0.5)", out, torch.float16)
+    merge_files({"a": a, "b": b}, "slerp(a, b, 0.5)", out, "float16")
     assert load_models(out, tiny_sd.config).unet.conv_out.bias.isfinite().all()
 
 
@@ -312,7 +312,7 @@ def test_inspect_shows_parts_dtypes_and_parents(
 ) -> None:
     inputs = files(tmp_path, {"a": A, "b": B})
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "slerp(a, b, 0.5)", out, torch.float16, name="arc")
+    merge_files(inputs, "slerp(a, b, 0.5)", out, "float16", name="arc")
     main(["inspect", str(out)])
     told = capsys.readouterr().out
     assert "6 tensors" in told

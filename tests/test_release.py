@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from stages.diffusion.ancestry import made_from, read_lineage, read_parent
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.weights import merge_files
 from stages.harness.files import write_json
 from stages.images.cells import Entry
 from stages.release import Evidence, main, run
@@ -68,9 +68,9 @@ def winner(tmp_path: Path) -> Path:
     x, y = write(tmp_path / "x.safetensors", 4), write(tmp_path / "y.safetensors", 8)
     hybrid, cocktail = tmp_path / "hybrid.safetensors", tmp_path / "cocktail.safetensors"
     pair = {"a": trained, "b": x}
-    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32, name="hybrid")
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, "float32", name="hybrid")
     last = {"vodka": hybrid, "y": y, "x": x}
-    merge_files(last, "0.6*vodka + 0.2*x + 0.2*y", cocktail, torch.float16, name="512_trained")
+    merge_files(last, "0.6*vodka + 0.2*x + 0.2*y", cocktail, "float16", name="512_trained")
     return cocktail
 
 
@@ -224,7 +224,7 @@ def test_a_forbidden_model_inside_somebody_elses_merge_stops_the_release(winner:
     y = winner.parent / "y.safetensors"
     write(y, 8, {"sd_merge_models": json.dumps(models)})
     out = winner.parent / "again.safetensors"
-    merge_files({"y": y}, "y", out, torch.float16)
+    merge_files({"y": y}, "y", out, "float16")
     forbidding = replace(
         ingredients(winner.parent)["general"],
         path="no/such/file",
@@ -308,7 +308,7 @@ def whole(tmp_path: Path, tiny_sd: TinySD) -> tuple[Path, Evidence]:
         {**made_from(recipe, {"base": parent}), "epoch": "40"},
     )
     winner = tmp_path / "winner.safetensors"
-    merge_files({"a": trained, "b": base}, "0.5*a + 0.5*b", winner, torch.float16, name="row1")
+    merge_files({"a": trained, "b": base}, "0.5*a + 0.5*b", winner, "float16", name="row1")
     cells = tmp_path / "cells"
     entries = []
     for i, (side, prompt) in enumerate([(16, "small cat"), (32, "cat"), (32, "red | apple")]):

@@ -23,10 +23,10 @@ from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
 from stages.diffusion.header import read_header
 from stages.diffusion.history import History
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
-from stages.diffusion.weights import merge_files
 from stages.harness.files import sha256_file, write_json
 from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish
 from stages.images.outcome import Fetched, Picture
@@ -149,7 +149,7 @@ def make_models(folder: Path) -> None:
             {"a": folder / "epochs/epoch_002.safetensors", "b": folder / "other.safetensors"},
             f"{share}*a + {1 - float(share):.1f}*b",
             folder / f"{row}.safetensors",
-            torch.float16,
+            "float16",
             name=row,
         )
 

@@ -7,11 +7,12 @@ has its place. The layout is that of CompVis's modules: https://github.com/CompV
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes a second to import; names need none
+    from torch import Tensor
 
-StateDict = dict[str, Tensor]
+StateDict: TypeAlias = "dict[str, Tensor]"
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET = "model.diffusion_model."
