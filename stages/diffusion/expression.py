@@ -103,17 +103,19 @@ def calls(weights: Mapping[Term, Fraction] | Sum) -> Iterator[Call]:
                     yield from calls(model)
 
 
-def substituted(text: str, inner: Mapping[str, str]) -> str:
+def substituted(text: str, inner: Mapping[str, str], *, brackets: bool = True) -> str:
     """Put expressions in the place of names: a recipe of recipes becomes one expression.
 
     Args:
         text: an expression.
         inner: an expression by the name that it replaces.
+        brackets: put each between parentheses; a mere name needs none.
     """
     parts, end = [], 0
     for token, after in _tokens(text):
         if token.kind == "name" and token.text in inner and after.text not in ("(", "="):
-            parts += [text[end : token.at], f"({inner[token.text]})"]
+            put = inner[token.text]
+            parts += [text[end : token.at], f"({put})" if brackets else put]
             end = token.at + len(token.text)
     return "".join([*parts, text[end:]])
 

@@ -21,6 +21,7 @@ from stages.harness.files import sha256_bytes, write_json
 from stages.harness.scratch import work_dir
 
 CHUNK_BYTES = 1 << 23  # hashed without a word to other threads: 4 ms
+WORKERS = 2  # files at once: one core is left to the merge in the end
 REMEMBERED_BYTES = 50_000_000  # smaller files are hashed faster than they are looked up
 SETTLED_S = 2.0  # a file younger than this may change without its times showing it
 
@@ -34,7 +35,7 @@ def hashing(sources: Mapping[str, Source]) -> Iterator[Callable[[], dict[str, Pa
     """
     is_over = threading.Event()
     by_path: dict[Path, Future[str]] = {}
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(WORKERS) as pool:
         for source in sources.values():
             if source.path not in by_path:
                 by_path[source.path] = pool.submit(_sha256, source.path, is_over)

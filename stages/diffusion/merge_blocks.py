@@ -51,13 +51,32 @@ def block_of(key: str) -> int:
 
 
 # One key of each place at which an expression may mean something else.
-PLACES = (
-    *(f"{UNET}input_blocks.{i}." for i in range(MIDDLE)),
-    f"{UNET}middle_block.",
-    *(f"{UNET}output_blocks.{i}." for i in range(LAST - MIDDLE)),
-    "cond_stage_model.",
-    VAE,
-)
+PLACES = {
+    **{f"IN{i:02}": f"{UNET}input_blocks.{i}." for i in range(MIDDLE)},
+    "M00": f"{UNET}middle_block.",
+    **{f"OUT{i:02}": f"{UNET}output_blocks.{i}." for i in range(LAST - MIDDLE)},
+    "text encoder": "cond_stage_model.",
+    "VAE": VAE,
+}
+
+
+def meanings(weights: Weights) -> list[tuple[str, Weights]]:
+    """Say what an expression comes to, place by place; neighbours of one meaning are one line.
+
+    Returns:
+        As in [("IN00 to OUT11", …), ("text encoder to VAE", …)]; one pair if all mean the same.
+    """
+    found: list[tuple[str, str, Weights]] = []
+    for place, key in PLACES.items():
+        settled = at_key(weights, key)
+        if found and found[-1][2] == settled:
+            found[-1] = (found[-1][0], place, settled)
+        else:
+            found.append((place, place, settled))
+    return [
+        (first if first == last else f"{first} to {last}", settled)
+        for first, last, settled in found
+    ]
 
 
 def check_blocks(weights: Weights, keys: Iterable[str]) -> None:

@@ -16,7 +16,14 @@ from stages.diffusion.expression import (
 from stages.diffusion.hashing import hashing
 from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_bytes
 from stages.diffusion.merge_blocks import check_blocks
-from stages.diffusion.merge_source import FLOATS, Source, check_alike, check_names, open_source
+from stages.diffusion.merge_source import (
+    FLOATS,
+    Source,
+    check_alike,
+    check_names,
+    is_inpainting,
+    open_source,
+)
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER
 from stages.diffusion.writing import writing
 
@@ -81,13 +88,15 @@ def merge_files(
     weights = parse_expression(expression)
     sources = check_files(expression, inputs)
     check_not_an_input(out, inputs)
-    plan = plan_file(next(iter(sources.values())), dtype)
+    first = next(iter(sources.values()))
+    plan = plan_file(first, dtype)
     recipe = {
         "kind": "merge",
         **({"name": name} if name else {}),
         "expression": expression,
         "weights": {key: format_weight(w) for key, w in model_weights(weights).items()},
         "dtype": dtype,
+        **({"is_inpainting": True} if is_inpainting(first) else {}),
     }
 
     def header(parents: Mapping[str, Parent], tensors_hash: str) -> bytes:

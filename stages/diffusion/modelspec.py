@@ -12,7 +12,7 @@ from typing import Any
 
 from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
 from stages.diffusion.digests import CHUNK_BYTES, TENSORS_HASH
-from stages.diffusion.expression import Call, model_weights, parse_expression
+from stages.diffusion.expression import Call, Weights, model_weights, parse_expression
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
@@ -128,9 +128,9 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
         "save_as_half": recipe["dtype"] == "float16",
         "custom_name": name,
         "config_source": None,
-        "bake_in_vae": None,
+        "bake_in_vae": _baked_vae(terms),
         "discard_weights": "",
-        "is_inpainting": False,
+        "is_inpainting": bool(recipe.get("is_inpainting")),
         "is_instruct_pix2pix": False,
         "expression": recipe["expression"],
         "inputs": recipe["inputs"],
@@ -159,6 +159,16 @@ def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None
             file.write(chunk)
         file.finish()
         file.write_header(header)
+
+
+def _baked_vae(weights: Weights) -> str | None:
+    """Name the model whose VAE a merge bakes in, if it does no more than that to the VAE."""
+    (term, *more) = weights
+    if more or isinstance(term, str) or term.method != "parts":
+        return None
+    baked = dict(term.models).get("vae")
+    names = [name for name, weight in baked[0] if isinstance(name, str) and weight] if baked else []
+    return names[0] if len(names) == 1 else None
 
 
 def _method(weights: list[Fraction]) -> tuple[str, float | None]:

@@ -142,8 +142,10 @@ def writing(path: Path, header_length: int, size: int) -> Iterator[Output]:
     """
     try:
         with replacing(path) as scratch:
-            if shutil.disk_usage(path.parent).free < size:
-                raise OSError(errno.ENOSPC, f"No room for {size / 1e9:.2f} GB")
+            if (free := free_bytes(path)) < size:
+                raise OSError(
+                    errno.ENOSPC, f"No room for {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                )
             output = Output(scratch, header_length)
             try:
                 yield output
@@ -155,6 +157,13 @@ def writing(path: Path, header_length: int, size: int) -> Iterator[Output]:
         raise OSError(
             error.errno, f"{error.strerror} (writing weights; {NO_ROOM})", str(path)
         ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Tell how much room there is where a file is to be; its folder need not be there yet."""
+    return shutil.disk_usage(
+        next(folder for folder in path.absolute().parents if folder.is_dir())
+    ).free
 
 
 def _opened(path: Path) -> tuple[int, bool]:
