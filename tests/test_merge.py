@@ -458,6 +458,85 @@ def test_what_other_architectures_hold_besides_is_merged_too(tmp_path: Path) -> 
     assert torch.equal(result[keys[1]], (A + B) / 2)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a + 0*b",
+        "a + b - b",
+        "mbw(a, b, GRAD_V)",
+        "0.5*a + 0.5*ties(a, [b], 0)",
+        "train_difference(a, a, b)",
+        "slerp(a, b, 0.5)",
+        "dare(a, b, 0.001)",
+    ],
+)
+def test_nan_is_refused_also_where_the_result_would_not_show_it(
+    tmp_path: Path, expression: str, value: float
+) -> None:
+    """The middle block's weight in GRAD_V is 0, and so is what ties keeps here."""
+    middle = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    bad = B.clone()
+    bad[1, 1] = value
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    save_file({middle: A}, inputs["a"])
+    save_file({middle: bad}, inputs["b"])
+    with pytest.raises(ValueError, match="holds NaN or infinity") as refusal:
+        merged(inputs, expression)
+    assert f"{inputs['b']}: {middle!r}" in str(refusal.value)
+    merged(inputs, expression, allow_nonfinite=True)
+
+
+def test_nan_where_nothing_is_taken_from_does_no_harm(tmp_path: Path) -> None:
+    """Baking a VAE in asks nothing of the other parts of its file."""
+    vae = "first_stage_model.decoder.conv_in.weight"
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    save_file({KEY: A, vae: A.clone()}, inputs["a"])
+    save_file({KEY: B * float("nan"), vae: B}, inputs["b"])
+    assert torch.equal(merged(inputs, "parts(a, vae=b)")[vae], B)
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("mbw(a, b, GRAD_V)", "block weights are for the UNet"),
+        ("0.5*a + 0.5*slerp(a, mbw(a, b, FLAT_50), 0.5)", "block weights are for the UNet"),
+        ("parts(a, vae=b)", "no key is of the vae"),
+        ("parts(a, text_encoder=b)", "no key is of the text_encoder"),
+    ],
+)
+def test_block_weights_and_parts_that_would_do_nothing_are_refused(
+    tmp_path: Path, expression: str, words: str
+) -> None:
+    """On another architecture a preset's 0 for BASE would silently give the first model."""
+    inputs = {
+        name: write(tmp_path / f"{name}.safetensors", {"layers.0": t})
+        for name, t in (("a", A), ("b", B))
+    }
+    with pytest.raises(ValueError, match=words):
+        merged(inputs, expression)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parts(0.5*a + 0.5*b, vae=2*v)", "sum to 2 in the vae, not to 1"),
+        ("parts(a, unet=a + b, vae=0.5*v)", "sum to 2 in the unet and to 0.5 in the vae, not to 1"),
+        ("mbw(a, 2*b, GRAD_V)", "in the unet"),
+        ("2*parts(a, vae=v)", "sum to 2, not to 1"),
+    ],
+)
+def test_each_part_s_weights_are_added_up(text: str, words: str) -> None:
+    assert words in str(sum_warning(text, parse_expression(text)))
+
+
+@pytest.mark.parametrize(
+    "text", ["parts(0.5*a + 0.5*b, vae=v)", "mbw(a, b, GRAD_A)", "parts(a, unet=ties(a, [b]))"]
+)
+def test_parts_that_each_sum_to_one_are_no_reason_to_warn(text: str) -> None:
+    assert sum_warning(text, parse_expression(text)) is None
+
+
 def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:
     inputs = abc(tmp_path)
     save_file({KEY: A / torch.tensor([[1.0, 0.0], [1.0, 1.0]])}, inputs["b"])
@@ -473,7 +552,9 @@ def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
         (lambda path: save_file({KEY: A.double()}, path), "stored as F64"),
-        (lambda path: save_file({KEY: A / 0}, path), "NaN or infinity"),
+        (lambda path: save_file({KEY: A / 0}, path), "out.2.weight' holds NaN or infinity"),
+        (lambda path: save_file({KEY: A * float("nan")}, path), "out.2.weight' holds NaN"),
+        (lambda path: save_file({KEY: A.to(torch.float8_e4m3fn)}, path), "stored as F8_E4M3"),
         (lambda path: save_file({}, path), "holds no weights"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
@@ -258,6 +259,32 @@ def test_an_inpainting_model_keeps_its_own_channels_and_must_come_first(tmp_path
         merge_files(inputs, "0.75*b + 0.25*a", out, "float32")
 
 
+@pytest.mark.parametrize(
+    ("expression", "mask_shares"),
+    [
+        ("0.5*a + 0.5*b", (0.5, 0.5)),  # all alike: merged as they are
+        ("0.5*a + 0.25*b + 0.25*c", (2 / 3, 1 / 3)),
+        ("a + 0.5*(b - c)", (2 / 3, 1 / 3)),
+        ("parts(a, unet=0.25*b + 0.75*c)", (0, 1)),
+        ("slerp(a, 0.5*b + 0.5*c, 0.5)", (2 / 3, 1 / 3)),
+    ],
+)
+def test_several_inpainting_models_share_the_channels_that_others_lack(
+    tmp_path: Path, expression: str, mask_shares: tuple[float, float]
+) -> None:
+    a, b = torch.randn(4, 9, 3, 3), torch.randn(4, 9, 3, 3)
+    tensors = {"a": a, "b": b, "c": torch.randn(4, 4, 3, 3)}
+    inputs = {}
+    for name, tensor in tensors.items():
+        if f"{name}" in expression.replace("parts", "").replace("slerp", ""):
+            inputs[name] = tmp_path / f"{name}.safetensors"
+            save_file({CONV_IN: tensor}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, expression, out, "float32")
+    mask = load_file(out)[CONV_IN][:, 4:]
+    assert torch.allclose(mask, mask_shares[0] * a[:, 4:] + mask_shares[1] * b[:, 4:], atol=1e-6)
+
+
 def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: TinySD) -> None:
     whole = save(tiny_sd, tmp_path / "whole.safetensors")
     tensors = load_file(whole)
@@ -302,9 +329,63 @@ def test_a_dry_run_checks_and_tells_but_writes_nothing(
     assert not out.exists()
     assert "0.25*a + 1.25*b" in told.out
     assert "It takes about" in told.out
+    assert re.search(r"It writes 0\.00 GB, 6 tensors; [\d.]+ GB are free there", told.out)
     assert "sum to 1.5, not to 1" in told.err
     with pytest.raises(SystemExit, match="no file is given for it"):
         main(["--expression", "a + c - b", *given, "--out", str(out), "--dry-run"])
+
+
+def test_a_dry_run_says_what_each_part_comes_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
+    out = tmp_path / "new" / "out.safetensors"
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    expression = "parts(0.5*(a + b), unet=mbw(a, b, FLAT_25), vae=v)"
+    main(["--expression", expression, *given, "--out", str(out), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "  IN00 to OUT11: 0.75*a + 0.25*b\n" in told
+    assert "  text encoder: 0.5*a + 0.5*b\n" in told
+    assert "  VAE: v\n" in told
+    assert not out.parent.exists()
+
+
+def test_a_dry_run_knows_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    inputs = files(tmp_path, {"a": A})
+    out = str(tmp_path / "out.safetensors")
+    with pytest.raises(SystemExit, match="No room"):
+        main(["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"])
+
+
+def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "field.safetensors"
+    tensors = {
+        KEYS[1]: torch.ones(2, dtype=torch.float64),
+        KEYS[4]: torch.ones(2).to(torch.float8_e4m3fn),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 7),
+        "model_ema.diffusion_modelout2weight": torch.ones(2),
+        "betas": torch.ones(3),
+    }
+    save_file(tensors, path, {"modelspec.title": "Field", "long": "x" * 300})
+    main(["inspect", str(path)])
+    told = capsys.readouterr().out
+    for words in (
+        "5 tensors",
+        "1 keys are averages (EMA)",
+        "position_ids are stored as F32, not as the integers that they are",
+        "such as betas",
+        "1 tensors are F64, which is not merged",
+        "1 tensors are F8_E4M3, which is not merged",
+        "modelspec.title: Field",
+        "x… (300)",
+    ):
+        assert words in told, (words, told)
 
 
 def test_inspect_shows_parts_dtypes_and_parents(

@@ -51,8 +51,8 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, theirs[key]), key
 
 
-def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
-    """Build networks of SD 1.5's size without storage, in the original layout."""
+def networks_on_meta() -> tuple[Any, Any, Any]:
+    """Build UNet, VAE and text encoder of SD 1.5's size without storage."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -73,6 +73,12 @@ def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
                 projection_dim=768,
             )
         )
+    return unet, vae, text_encoder
+
+
+def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
+    """List the tensors of SD 1.5 without storage, in the original layout."""
+    unet, vae, text_encoder = networks_on_meta()
     unet_state, vae_state = unet.state_dict(), vae.state_dict()
     text_state = text_encoder.state_dict()
     return {

@@ -319,7 +319,8 @@ class _Parser:
         value = self._sum()
         if not isinstance(value, Fraction):
             self._fail(start, f"{parameter.name!r} is a number, got a model")
-        if not parameter.low <= value <= parameter.high:
+        low, high = (Fraction(str(bound)) for bound in (parameter.low, parameter.high))
+        if not low <= value <= high:  # 0.001 is a little more as a float than it is written
             bounds = f"{parameter.low:g} to {parameter.high:g}"
             self._fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
         if parameter.name == "seed" and value.denominator != 1:

@@ -106,7 +106,10 @@ def sum_warning(text: str, weights: Weights) -> str | None:
 
     Each part of the network is looked at, for an expression may mean another sum in each.
     """
-    totals = {key: sum(model_weights(at_key(weights, key)).values(), Fraction()) for key in PLACES}
+    totals = {
+        key: sum(model_weights(at_key(weights, key)).values(), Fraction())
+        for key in PLACES.values()
+    }
     wrong: dict[str, Fraction] = {}
     for key, total in totals.items():
         if total != 1:

@@ -161,8 +161,8 @@ class Merger:
             if is_inpainting(self.sources[name])
         }
         total = sum(shares.values(), Fraction())
-        if len(shares) < 2 or total <= 0:
-            return  # nobody to merge with: the first model's own stay
+        if total <= 0:
+            return  # nobody has a say: the first model's own stay
         mask = own[:, self._channels(key) :]
         merged = torch.zeros_like(mask)
         for name, share in shares.items():
