@@ -62,11 +62,11 @@ from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
-METHOD_BYTES_PER_S = 200_000_000  # of whole-tensor methods, by one thread
+METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
 SHOWN_CHARS = 200  # of a metadata value
 RECIPE_PREFIX = "recipe:"
 Inputs = dict[str, Path]
-READ_BYTES_PER_S = 600_000_000  # two cores of 2023 with the files in memory; disks may be slower
+READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
