@@ -6,7 +6,10 @@
   python -m stages.merge inspect FILE
 
 The first two say what to do; the third takes `expression` and `dtype` from the params, as the
-graph does; the last shows what a file holds and was made of. `0.5*a + 0.5*b` is a mix,
+graph does; the last shows what a file holds and was made of. Instead of a file, an input may be
+another recipe, as in a=recipe:merge.mixes.hybrid: both are then computed as one sum.
+
+`0.5*a + 0.5*b` is a mix,
 `a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers, + - * / and parentheses
 make an expression, and these methods, whose arguments may be expressions again:
 
@@ -22,16 +25,14 @@ make an expression, and these methods, whose arguments may be expressions again:
 """
 
 import argparse
+import errno
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Literal
-
-import torch
 
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.expression import (
@@ -41,20 +42,31 @@ from stages.diffusion.expression import (
     format_weight,
     model_weights,
     parse_expression,
-    sum_warning,
+    substituted,
 )
-from stages.diffusion.merge_blocks import part_of
-from stages.diffusion.merge_source import open_source
-from stages.diffusion.weights import Merged, check_files, check_not_an_input, merge_files
+from stages.diffusion.header import read_header
+from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
+from stages.diffusion.merge_files import (
+    Dtype,
+    Merged,
+    check_files,
+    check_not_an_input,
+    merge_files,
+    plan_file,
+)
+from stages.diffusion.merge_source import peculiarities
+from stages.diffusion.writing import free_bytes
+from stages.harness.file_command import file_command
 from stages.harness.files import write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
-METHOD_BYTES_PER_S = 200_000_000  # of whole-tensor methods, by one thread
+METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
 SHOWN_CHARS = 200  # of a metadata value
-READ_BYTES_PER_S = 600_000_000  # two cores of 2023 with the files in memory; disks may be slower
-Dtype = Literal["float16", "bfloat16", "float32"]
+RECIPE_PREFIX = "recipe:"
+Inputs = dict[str, Path]
+READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +75,8 @@ class Recipe(Params):
 
     expression: str  # of names, as in 0.6*vodka + 0.2*x + 0.2*y
     dtype: Dtype  # of the file; float32 for what is merged again
-    inputs: dict[str, str] = field(default_factory=dict)  # name: file; a command line may say it
+    # name: file, or recipe:SECTION for another recipe; a command line may say it
+    inputs: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check the expression before any file is looked at."""
@@ -102,7 +115,7 @@ def run(
         inputs,
         recipe.expression,
         out,
-        getattr(torch, recipe.dtype),
+        recipe.dtype,
         name=name,
         allow_nonfinite=allow_nonfinite,
         advance=advance,
@@ -127,7 +140,9 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
             about = "~" if has_methods else ""
             size = path.stat().st_size / 1e9 if path.is_file() else 0
             print(f"  {about + format_weight(shares[key]):>6} {key} = {path} ({size:.2f} GB)")
-    print(f"  {format_sum(weights)}")
+    places = meanings(weights)
+    for place, settled in places:
+        print(f"  {place + ': ' if len(places) > 1 else ''}{format_sum(settled)}")
     if warning := sum_warning(recipe.expression, weights):
         print(f"Warning: {warning}", file=sys.stderr)
     rate = METHOD_BYTES_PER_S if has_methods else READ_BYTES_PER_S
@@ -135,38 +150,95 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
     return read
 
 
+def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
+    """Check the files and the room for a new one, and say what would be done.
+
+    Raises:
+        ValueError, OSError: as the merge itself would.
+    """
+    sources = check_files(recipe.expression, inputs)
+    check_not_an_input(out, inputs)
+    announce(recipe, inputs, out)
+    plan = plan_file(next(iter(sources.values())), recipe.dtype)
+    free = free_bytes(out)
+    print(
+        f"It writes {plan.size / 1e9:.2f} GB, {len(plan.shapes):,} tensors; "
+        f"{free / 1e9:.2f} GB are free there."
+    )
+    if free < plan.size:
+        raise OSError(errno.ENOSPC, "No room for the new file", str(out))
+
+
 def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
-    source = open_source(path)
-    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(source.tensors):,} tensors")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    header = read_header(path)
+    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(header.tensors):,} tensors")
     parts: dict[str, Counter[str]] = {}
-    for key, entry in source.tensors.items():
+    for key, entry in header.tensors.items():
         parts.setdefault(part_of(key) or "other", Counter())[entry.dtype] += prod(entry.shape)
     for part, dtypes in parts.items():
         kinds = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.items())
         print(f"  {part:<13} {kinds}")
-    lineage = read_lineage(source.metadata)
+    for note in peculiarities(header.tensors):
+        print(f"  {note}")
+    lineage = read_lineage(header.metadata)
     if lineage.recipe:
         made = lineage.recipe.get("expression") or lineage.recipe.get("run")
         print(f"made by {lineage.recipe['kind']}: {made}")
     for name, sha256 in lineage.inputs().items():
         print(f"  {name} = {lineage.title(sha256)}, SHA-256 {sha256}")
-    for key, value in source.metadata.items():
-        if not key.startswith("cosmopolitan."):
-            shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}…"
-            print(f"{key}: {shown}")
+    others = set(lineage.ancestors) - set(lineage.inputs().values())
+    if others:
+        print(f"  and {len(others)} ancestors before these:")
+        for sha256 in sorted(others, key=lineage.title):
+            print(f"    {lineage.title(sha256)}, SHA-256 {sha256}")
+    print("metadata:" if header.metadata else "no metadata")
+    for key, value in header.metadata.items():
+        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
+        print(f"  {key}: {shown}")
+
+
+def flattened(
+    recipe: Recipe, inputs: Mapping[str, str], params: Path, above: tuple[str, ...] = ()
+) -> tuple[Recipe, Inputs]:
+    """Put recipes in the place of inputs that name one: all is then merged in one pass.
+
+    Args:
+        recipe: whose inputs may be `recipe:SECTION`, and theirs too.
+        inputs: file or recipe by name.
+        params: the file that holds the sections.
+        above: sections whose inputs these are.
+
+    Returns:
+        One recipe of files. A file that two recipes name has one name.
+
+    Raises:
+        ValueError: if a recipe is made of itself.
+    """
+    recipes = {n: v.removeprefix(RECIPE_PREFIX) for n, v in inputs.items() if _is_recipe(v)}
+    files: Inputs = {name: Path(v) for name, v in inputs.items() if not _is_recipe(v)}
+    inner: dict[str, str] = {}
+    for name, section in recipes.items():
+        if section in above:
+            raise ValueError(f"{params}: {section} is made of itself: {' <- '.join(above)}")
+        below = load_params(section, Recipe, params)
+        below, leaves = flattened(below, below.inputs, params, (*above, section))
+        renamed = {}
+        for leaf, path in leaves.items():
+            same = [known for known, other in files.items() if other == path]
+            renamed[leaf] = same[0] if same else _free(f"{name}_{leaf}", {*files, *inputs})
+            files[renamed[leaf]] = path
+        inner[name] = substituted(below.expression, renamed, brackets=False)
+    text = substituted(recipe.expression, inner)
+    return Recipe(expression=text, dtype=recipe.dtype), files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["inspect"]:
-        parser = argparse.ArgumentParser(
-            prog="python -m stages.merge inspect", description=inspect.__doc__
-        )
-        parser.add_argument("file", type=Path, metavar="FILE")
-        with clear_errors():
-            inspect(parser.parse_args(arguments[1:]).file)
+    if file_command(arguments, "stages.merge", "inspect", inspect):
         return
     options = _parser().parse_args(arguments)
     with clear_errors():
@@ -178,12 +250,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             recipe = Recipe(expression=options.expression, dtype="float16")
         if options.dtype:
-            recipe = Recipe(expression=recipe.expression, dtype=options.dtype, inputs=recipe.inputs)
-        inputs = {**{key: Path(path) for key, path in recipe.inputs.items()}, **given}
+            recipe = replace(recipe, dtype=options.dtype)
+        recipe, inputs = flattened(recipe, {**recipe.inputs, **given}, options.params)
         if options.dry_run:
-            check_files(recipe.expression, inputs)
-            check_not_an_input(options.out, inputs)
-            announce(recipe, inputs, options.out)
+            dry_run(recipe, inputs, options.out)
             return
         name = options.recipe.rpartition(".")[2] if options.recipe else None
         merged = run(
@@ -191,6 +261,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if options.report:
             write_json(options.report, _report(recipe, merged))
+
+
+def _is_recipe(value: str) -> bool:
+    return value.startswith(RECIPE_PREFIX)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """Change a name until nobody has it."""
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
@@ -204,14 +285,14 @@ def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
     }
 
 
-def _input(text: str) -> tuple[str, Path]:
+def _input(text: str) -> tuple[str, str]:
     name, equals, path = text.partition("=")
     if not (equals and path and NAME.fullmatch(name)):
         raise ValueError(
             f"{text!r}: expected NAME=FILE, as in a=models/a.safetensors, where the name is made "
             "of letters, digits and _, and begins with no digit"
         )
-    return name, Path(path)
+    return name, path
 
 
 def _parser() -> argparse.ArgumentParser:

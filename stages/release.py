@@ -1,7 +1,7 @@
 """Release the winner: a file that says what it is, a model card, and hashes to know it by.
 
   python -m stages.release --weights FILE --config DIR --cells DIR --choice FILE --reports DIR
-                           --out DIR --report FILE
+                           --split DIR --reference FILE --out DIR --report FILE
   python -m stages.release verify FILE
 
 The sections `release` and `ingredients` of the params say what no computer can know: title,
@@ -26,17 +26,19 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pyarrow.parquet import read_metadata
 
 from stages.diffusion.ancestry import Lineage, read_lineage
-from stages.diffusion.digests import digest_file
+from stages.diffusion.comparison import Reference
+from stages.diffusion.digests import TENSORS_HASH, digest_file
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
 from stages.diffusion.model import save_diffusers
 from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
 from stages.diffusion.modelspec import ReleaseParams, release_metadata, write_release
 from stages.diffusion.shares import ancestor_shares
-from stages.diffusion.weights import TENSORS_HASH
-from stages.harness.files import replacing, write_json
+from stages.harness.file_command import file_command
+from stages.harness.files import replacing, sha256_file, write_json
 from stages.harness.params import load_named_params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.images.cells import Entry, read_manifest
@@ -53,6 +55,8 @@ class Evidence:
     cells: Path  # the last grid, in which the winner drew
     choice: Path  # the report of the last choice
     reports: Path  # folder of the stages' counts
+    split: Path  # folder of the manifests, train.parquet and validation.parquet
+    reference: Path  # the cocktail before, with which the choice compares
 
 
 def run(
@@ -114,9 +118,10 @@ def run(
     if evidence:
         shown = publish_samples(samples, out / "pictures")
         choice = Choice(_read(evidence.choice)["reason"], shown)
-    counts = data_counts(evidence.reports) if evidence else None
+    counts = data_counts(evidence) if evidence else None
+    reference = read_reference(evidence, names) if evidence else None
     with replacing(path.with_suffix(".md")) as scratch:
-        card = model_card(params, lineage, digests, ingredients, names, choice, counts)
+        card = model_card(params, lineage, digests, ingredients, names, choice, counts, reference)
         scratch.write_text(card, encoding="utf-8")
     shares = ancestor_shares(lineage)
     used = {
@@ -177,13 +182,40 @@ def thumbnail(path: Path) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def data_counts(reports: Path) -> dict[str, dict[str, int]]:
-    """Collect whole numbers from the reports of filter and download."""
+def data_counts(evidence: Evidence) -> dict[str, dict[str, int]]:
+    """Collect whole numbers from the reports of filter and download, and the split's rows."""
     counts = {}
     for stage in ("filter", "download"):
-        report = _read(reports / f"{stage}.json")
+        report = _read(evidence.reports / f"{stage}.json")
         counts[stage] = {key: value for key, value in report.items() if type(value) is int}
+    counts["split"] = {
+        what: read_metadata(evidence.split / f"{name}.parquet").num_rows
+        for what, name in (("trained_on", "train"), ("held_out", "validation"))
+    }
     return counts
+
+
+def read_reference(evidence: Evidence, names: Mapping[str, str]) -> Reference:
+    """Read what the cocktail before this one was made of, and how both did in the last choice.
+
+    Raises:
+        FileNotFoundError: if its file is missing.
+        ValueError: naming the file, if it is damaged.
+    """
+    path = evidence.reference
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; it is the reference cocktail (dvc pull)")
+    sha256 = sha256_file(path)
+    choice = _read(evidence.choice)
+    ours = choice.get("candidates", {}).get(choice["choice"], {})
+    theirs = choice.get("reference", {})
+    figures = {
+        what: (ours.get(what), theirs.get(what))
+        for what in dict.fromkeys((*ours, *theirs))
+        if what not in ("name", "label") and not what.endswith(("_low", "_high", "_lead"))
+    }
+    lineage = lineage_of(path, read_header(path).metadata)
+    return Reference(names.get(sha256, path.stem), sha256, lineage, figures)
 
 
 def verify(path: Path) -> None:
@@ -224,13 +256,7 @@ def _read(path: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["verify"]:
-        parser = argparse.ArgumentParser(
-            prog="python -m stages.release verify", description=verify.__doc__
-        )
-        parser.add_argument("file", type=Path, metavar="FILE")
-        with clear_errors():
-            verify(parser.parse_args(arguments[1:]).file)
+    if file_command(arguments, "stages.release", "verify", verify):
         return
     options = _parser().parse_args(arguments)
     with clear_errors():
@@ -241,7 +267,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             load_params("release", ReleaseParams, options.params),
             load_named_params("ingredients", Ingredient, options.params),
             options.config,
-            Evidence(options.cells, options.choice, options.reports),
+            Evidence(
+                options.cells, options.choice, options.reports, options.split, options.reference
+            ),
         )
 
 
@@ -258,6 +286,8 @@ def _parser() -> argparse.ArgumentParser:
         ("cells", "DIR", "the last grid, in which the winner drew"),
         ("choice", "FILE", "the report of the last choice, JSON"),
         ("reports", "DIR", "where filter.json and download.json lie"),
+        ("split", "DIR", "where train.parquet and validation.parquet lie"),
+        ("reference", "FILE", "the cocktail before, with which the choice compares"),
         ("out", "DIR", "comes to hold the release"),
         ("report", "FILE", "a JSON file with the hashes and the ingredients"),
     ):

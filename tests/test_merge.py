@@ -20,18 +20,19 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
+from stages.diffusion.digests import TENSORS_HASH
 from stages.diffusion.expression import (
     MAX_CHARS,
     format_sum,
     format_weight,
     parse_expression,
-    sum_warning,
 )
 from stages.diffusion.header import read_header
+from stages.diffusion.merge_blocks import sum_warning
+from stages.diffusion.merge_files import POSITIONS, merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS
-from stages.diffusion.weights import POSITIONS, TENSORS_HASH, merge_files
 from stages.merge import main
 from tests.test_single_file import save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -75,7 +76,7 @@ def noise_files(folder: Path, dtype: torch.dtype, count: int = 3) -> dict[str, P
 
 def merged(inputs: Mapping[str, Path], expression: str, **options: Any) -> dict[str, torch.Tensor]:
     out = next(iter(inputs.values())).with_name("out.safetensors")
-    merge_files(inputs, expression, out, options.pop("dtype", torch.float32), **options)
+    merge_files(inputs, expression, out, options.pop("dtype", "float32"), **options)
     return load_file(out)
 
 
@@ -222,7 +223,9 @@ def test_a_merge_equals_plain_float32_arithmetic_rounded_once(
     tmp_path: Path, stored: torch.dtype, dtype: torch.dtype
 ) -> None:
     inputs = noise_files(tmp_path, stored)
-    found = merged(inputs, "0.6*a + 0.2*b + 0.2*c", dtype=dtype, chunk_elements=16)
+    found = merged(
+        inputs, "0.6*a + 0.2*b + 0.2*c", dtype=str(dtype).removeprefix("torch."), chunk_elements=16
+    )
     a, b, c = (load_file(path) for path in inputs.values())
     for key in set(a) - {POSITION_IDS}:
         plain = 0.6 * a[key].float() + 0.2 * b[key].float() + 0.2 * c[key].float()
@@ -255,7 +258,7 @@ def test_a_merge_of_a_float32_merge_is_as_good_as_one_of_its_leaves(tmp_path: Pa
     leaves = noise_files(tmp_path, torch.float16)
     hybrid = tmp_path / "hybrid.safetensors"
     pair = {name: leaves[name] for name in "ab"}
-    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32)
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, "float32")
     found = merged({"h": hybrid, "c": leaves["c"]}, "0.6*h + 0.4*c")
     direct = merged(leaves, "0.6*(0.5*a + 0.5*b) + 0.4*c")
     assert torch.allclose(found[KEY], direct[KEY], rtol=0, atol=2**-26)  # one float32 ulp of 0.1
@@ -270,7 +273,7 @@ def test_the_same_merge_gives_the_same_bytes_whatever_the_chunks_and_threads(
     for i, (chunk, threads) in enumerate([(1 << 20, 1), (1 << 20, 2), (1, 1), (7, 2), (50, 1)]):
         torch.set_num_threads(threads)
         out = tmp_path / f"{i}.safetensors"
-        merge_files(inputs, "0.6*a + 0.2*b + 0.2*c", out, torch.float16, chunk_elements=chunk)
+        merge_files(inputs, "0.6*a + 0.2*b + 0.2*c", out, "float16", chunk_elements=chunk)
         digests.add(sha256(out.read_bytes()).hexdigest())
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
@@ -312,7 +315,7 @@ def test_a_merge_of_real_networks_loads_in_diffusers_models(
             parameter.data.neg_()
     b = save(tiny_sd, tmp_path / "b.safetensors")
     out = tmp_path / "out.safetensors"
-    merge_files({"a": a, "b": b}, "0.75*a + 0.25*b", out, torch.float32)
+    merge_files({"a": a, "b": b}, "0.75*a + 0.25*b", out, "float32")
     assert set(read_header(out).tensors) == set(read_header(a).tensors)
     found, first = load_models(out, tiny_sd.config), load_models(a, tiny_sd.config)
     for ours, theirs in zip(found.unet.parameters(), first.unet.parameters(), strict=True):
@@ -328,7 +331,7 @@ def test_old_alias_and_strangers_are_merged_by_their_normal_keys(
     strangers = {"betas": torch.zeros(3), "model_ema.decay": torch.zeros(1)}
     save_file({**old, **strangers}, tmp_path / "old.safetensors")
     inputs = {"a": a, "old": tmp_path / "old.safetensors"}
-    found = merged(inputs, "0.5*old + 0.5*a", dtype=torch.float16)
+    found = merged(inputs, "0.5*old + 0.5*a", dtype="float16")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[key], tensor) for key, tensor in tensors.items())
 
@@ -353,8 +356,8 @@ def test_the_new_file_tells_its_recipe_and_ancestry(tmp_path: Path) -> None:
     other = write(tmp_path / "other.safetensors", {KEY: B})
     hybrid, last = tmp_path / "hybrid.safetensors", tmp_path / "last.safetensors"
     pair = {"a": trained, "b": other}
-    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32, name="hybrid")
-    merge_files({"h": hybrid, "b": other}, "0.6*h + 0.4*b", last, torch.float16)
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, "float32", name="hybrid")
+    merge_files({"h": hybrid, "b": other}, "0.6*h + 0.4*b", last, "float16")
 
     header = read_header(last)
     lineage = read_lineage(header.metadata)
@@ -455,6 +458,85 @@ def test_what_other_architectures_hold_besides_is_merged_too(tmp_path: Path) -> 
     assert torch.equal(result[keys[1]], (A + B) / 2)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "a + 0*b",
+        "a + b - b",
+        "mbw(a, b, GRAD_V)",
+        "0.5*a + 0.5*ties(a, [b], 0)",
+        "train_difference(a, a, b)",
+        "slerp(a, b, 0.5)",
+        "dare(a, b, 0.001)",
+    ],
+)
+def test_nan_is_refused_also_where_the_result_would_not_show_it(
+    tmp_path: Path, expression: str, value: float
+) -> None:
+    """The middle block's weight in GRAD_V is 0, and so is what ties keeps here."""
+    middle = "model.diffusion_model.middle_block.0.in_layers.2.weight"
+    bad = B.clone()
+    bad[1, 1] = value
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    save_file({middle: A}, inputs["a"])
+    save_file({middle: bad}, inputs["b"])
+    with pytest.raises(ValueError, match="holds NaN or infinity") as refusal:
+        merged(inputs, expression)
+    assert f"{inputs['b']}: {middle!r}" in str(refusal.value)
+    merged(inputs, expression, allow_nonfinite=True)
+
+
+def test_nan_where_nothing_is_taken_from_does_no_harm(tmp_path: Path) -> None:
+    """Baking a VAE in asks nothing of the other parts of its file."""
+    vae = "first_stage_model.decoder.conv_in.weight"
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    save_file({KEY: A, vae: A.clone()}, inputs["a"])
+    save_file({KEY: B * float("nan"), vae: B}, inputs["b"])
+    assert torch.equal(merged(inputs, "parts(a, vae=b)")[vae], B)
+
+
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        ("mbw(a, b, GRAD_V)", "block weights are for the UNet"),
+        ("0.5*a + 0.5*slerp(a, mbw(a, b, FLAT_50), 0.5)", "block weights are for the UNet"),
+        ("parts(a, vae=b)", "no key is of the vae"),
+        ("parts(a, text_encoder=b)", "no key is of the text_encoder"),
+    ],
+)
+def test_block_weights_and_parts_that_would_do_nothing_are_refused(
+    tmp_path: Path, expression: str, words: str
+) -> None:
+    """On another architecture a preset's 0 for BASE would silently give the first model."""
+    inputs = {
+        name: write(tmp_path / f"{name}.safetensors", {"layers.0": t})
+        for name, t in (("a", A), ("b", B))
+    }
+    with pytest.raises(ValueError, match=words):
+        merged(inputs, expression)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("parts(0.5*a + 0.5*b, vae=2*v)", "sum to 2 in the vae, not to 1"),
+        ("parts(a, unet=a + b, vae=0.5*v)", "sum to 2 in the unet and to 0.5 in the vae, not to 1"),
+        ("mbw(a, 2*b, GRAD_V)", "in the unet"),
+        ("2*parts(a, vae=v)", "sum to 2, not to 1"),
+    ],
+)
+def test_each_part_s_weights_are_added_up(text: str, words: str) -> None:
+    assert words in str(sum_warning(text, parse_expression(text)))
+
+
+@pytest.mark.parametrize(
+    "text", ["parts(0.5*a + 0.5*b, vae=v)", "mbw(a, b, GRAD_A)", "parts(a, unet=ties(a, [b]))"]
+)
+def test_parts_that_each_sum_to_one_are_no_reason_to_warn(text: str) -> None:
+    assert sum_warning(text, parse_expression(text)) is None
+
+
 def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:
     inputs = abc(tmp_path)
     save_file({KEY: A / torch.tensor([[1.0, 0.0], [1.0, 1.0]])}, inputs["b"])
@@ -470,7 +552,9 @@ def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:
         (lambda path: path.unlink(), "no such file"),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
         (lambda path: save_file({KEY: A.double()}, path), "stored as F64"),
-        (lambda path: save_file({KEY: A / 0}, path), "NaN or infinity"),
+        (lambda path: save_file({KEY: A / 0}, path), "out.2.weight' holds NaN or infinity"),
+        (lambda path: save_file({KEY: A * float("nan")}, path), "out.2.weight' holds NaN"),
+        (lambda path: save_file({KEY: A.to(torch.float8_e4m3fn)}, path), "stored as F8_E4M3"),
         (lambda path: save_file({}, path), "holds no weights"),
     ],
 )
@@ -493,7 +577,7 @@ def test_a_sum_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_pa
     out = tmp_path / "out.safetensors"
     out.write_bytes(b"old")
     with pytest.raises(ValueError, match=r"out\.2\.weight.*too large for torch\.float16"):
-        merge_files(inputs, "2*a - b", out, torch.float16)
+        merge_files(inputs, "2*a - b", out, "float16")
     assert out.read_bytes() == b"old"
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "a.safetensors",
@@ -507,7 +591,7 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "link.safetensors").symlink_to(inputs["a"])
     for out in (inputs["a"], tmp_path / "link.safetensors"):
         with pytest.raises(ValueError, match="is also the input 'a'"):
-            merge_files(inputs, "a + b - c", out, torch.float16)
+            merge_files(inputs, "a + b - c", out, "float16")
 
 
 def test_too_little_room_is_known_before_the_work(

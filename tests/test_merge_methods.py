@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
@@ -17,6 +18,7 @@ from torch import Tensor
 from stages.diffusion.expression import model_weights, parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import at_key, block_of, part_of
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.merge_methods import (
     dare,
     model_stock,
@@ -29,7 +31,6 @@ from stages.diffusion.merge_source import CONV_IN, open_source
 from stages.diffusion.merge_table import METHODS
 from stages.diffusion.model import load_models
 from stages.diffusion.single_file import UNET, normal_keys
-from stages.diffusion.weights import merge_files
 from stages.merge import main
 from tests.test_single_file import save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -204,9 +205,9 @@ def test_a_method_in_an_expression_is_the_function(tmp_path: Path, method: str, 
     inputs = files(tmp_path, {"a": A, "b": B, "x": BASE})
     inputs = {name: path for name, path in inputs.items() if name in expression.split("(", 1)[1]}
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, expression, out, torch.float32, chunk_elements=chunk)
+    merge_files(inputs, expression, out, "float32", chunk_elements=chunk)
     assert torch.equal(load_file(out)[KEYS[1]], function())
-    merge_files(inputs, f"0.5*{expression} + 0.5*a", out, torch.float32, chunk_elements=chunk)
+    merge_files(inputs, f"0.5*{expression} + 0.5*a", out, "float32", chunk_elements=chunk)
     assert torch.equal(load_file(out)[KEYS[1]], (0.5 * function()).add_(A * 0.5))
 
 
@@ -219,23 +220,23 @@ def test_dare_drops_the_same_elements_each_time_and_others_in_other_tensors(tmp_
     out = tmp_path / "out.safetensors"
     hashes = set()
     for chunk in (5, 1 << 20):
-        merge_files(inputs, "dare(x, a, 0.5, 7)", out, torch.float32, chunk_elements=chunk)
+        merge_files(inputs, "dare(x, a, 0.5, 7)", out, "float32", chunk_elements=chunk)
         hashes.add(sha256(out.read_bytes()).hexdigest())
     assert len(hashes) == 1
     tensors = load_file(out)
     assert not torch.equal(tensors[KEYS[0]], tensors[KEYS[1]])
     inputs["b"] = inputs["a"]
-    merge_files(inputs, "0.5*dare(x, a, 0.5, 7) + 0.5*dare(x, b, 0.5, 7)", out, torch.float32)
+    merge_files(inputs, "0.5*dare(x, a, 0.5, 7) + 0.5*dare(x, b, 0.5, 7)", out, "float32")
     assert set(load_file(out)[KEYS[0]].flatten().tolist()) == {0.0, 1.0, 2.0}, "one mask for both"
     del inputs["b"]
-    merge_files(inputs, "dare(x, a, 0.5, 8)", out, torch.float32)
+    merge_files(inputs, "dare(x, a, 0.5, 8)", out, "float32")
     assert not torch.equal(load_file(out)[KEYS[0]], tensors[KEYS[0]])
 
 
 def test_a_vae_is_baked_in_and_blocks_are_weighed(tmp_path: Path) -> None:
     inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "parts(mbw(a, b, GRAD_V), vae=v)", out, torch.float32)
+    merge_files(inputs, "parts(mbw(a, b, GRAD_V), vae=v)", out, "float32")
     tensors = load_file(out)
     assert torch.equal(tensors[KEYS[5]], BASE)
     assert torch.equal(tensors[KEYS[2]], A)  # the middle block
@@ -250,12 +251,38 @@ def test_an_inpainting_model_keeps_its_own_channels_and_must_come_first(tmp_path
     save_file({CONV_IN: inpainting}, inputs["a"])
     save_file({CONV_IN: plain}, inputs["b"])
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "0.25*a + 0.75*b", out, torch.float32)
+    merge_files(inputs, "0.25*a + 0.75*b", out, "float32")
     result = load_file(out)[CONV_IN]
     assert torch.equal(result[:, 4:], inpainting[:, 4:])
     assert torch.equal(result[:, :4], (0.25 * inpainting[:, :4]).add_(plain * 0.75))
     with pytest.raises(ValueError, match="must be the first"):
-        merge_files(inputs, "0.75*b + 0.25*a", out, torch.float32)
+        merge_files(inputs, "0.75*b + 0.25*a", out, "float32")
+
+
+@pytest.mark.parametrize(
+    ("expression", "mask_shares"),
+    [
+        ("0.5*a + 0.5*b", (0.5, 0.5)),  # all alike: merged as they are
+        ("0.5*a + 0.25*b + 0.25*c", (2 / 3, 1 / 3)),
+        ("a + 0.5*(b - c)", (2 / 3, 1 / 3)),
+        ("parts(a, unet=0.25*b + 0.75*c)", (0, 1)),
+        ("slerp(a, 0.5*b + 0.5*c, 0.5)", (2 / 3, 1 / 3)),
+    ],
+)
+def test_several_inpainting_models_share_the_channels_that_others_lack(
+    tmp_path: Path, expression: str, mask_shares: tuple[float, float]
+) -> None:
+    a, b = torch.randn(4, 9, 3, 3), torch.randn(4, 9, 3, 3)
+    tensors = {"a": a, "b": b, "c": torch.randn(4, 4, 3, 3)}
+    inputs = {}
+    for name, tensor in tensors.items():
+        if f"{name}" in expression.replace("parts", "").replace("slerp", ""):
+            inputs[name] = tmp_path / f"{name}.safetensors"
+            save_file({CONV_IN: tensor}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, expression, out, "float32")
+    mask = load_file(out)[CONV_IN][:, 4:]
+    assert torch.allclose(mask, mask_shares[0] * a[:, 4:] + mask_shares[1] * b[:, 4:], atol=1e-6)
 
 
 def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: TinySD) -> None:
@@ -271,7 +298,7 @@ def test_a_file_of_averages_alone_is_read_as_its_unet(tmp_path: Path, tiny_sd: T
     save_file(averaged, alone)
     assert normal_keys(read_header(alone).tensors).keys() == normal_keys(tensors).keys()
     out = tmp_path / "out.safetensors"
-    merge_files({"a": alone, "b": whole}, "0.5*a + 0.5*b", out, torch.float32)
+    merge_files({"a": alone, "b": whole}, "0.5*a + 0.5*b", out, "float32")
     merged = load_file(out)
     for key in open_source(whole).tensors:
         assert torch.equal(merged[key], tensors[key].float()), key
@@ -284,7 +311,7 @@ def test_a_merge_by_a_method_loads_in_the_networks(tmp_path: Path, tiny_sd: Tiny
     tiny_sd.unet.conv_out.bias.data.add_(1)
     save(tiny_sd, b)
     out = tmp_path / "out.safetensors"
-    merge_files({"a": a, "b": b}, "slerp(a, b, 0.5)", out, torch.float16)
+    merge_files({"a": a, "b": b}, "slerp(a, b, 0.5)", out, "float16")
     assert load_models(out, tiny_sd.config).unet.conv_out.bias.isfinite().all()
 
 
@@ -302,9 +329,63 @@ def test_a_dry_run_checks_and_tells_but_writes_nothing(
     assert not out.exists()
     assert "0.25*a + 1.25*b" in told.out
     assert "It takes about" in told.out
+    assert re.search(r"It writes 0\.00 GB, 6 tensors; [\d.]+ GB are free there", told.out)
     assert "sum to 1.5, not to 1" in told.err
     with pytest.raises(SystemExit, match="no file is given for it"):
         main(["--expression", "a + c - b", *given, "--out", str(out), "--dry-run"])
+
+
+def test_a_dry_run_says_what_each_part_comes_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
+    out = tmp_path / "new" / "out.safetensors"
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    expression = "parts(0.5*(a + b), unet=mbw(a, b, FLAT_25), vae=v)"
+    main(["--expression", expression, *given, "--out", str(out), "--dry-run"])
+    told = capsys.readouterr().out
+    assert "  IN00 to OUT11: 0.75*a + 0.25*b\n" in told
+    assert "  text encoder: 0.5*a + 0.5*b\n" in told
+    assert "  VAE: v\n" in told
+    assert not out.parent.exists()
+
+
+def test_a_dry_run_knows_that_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    inputs = files(tmp_path, {"a": A})
+    out = str(tmp_path / "out.safetensors")
+    with pytest.raises(SystemExit, match="No room"):
+        main(["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"])
+
+
+def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "field.safetensors"
+    tensors = {
+        KEYS[1]: torch.ones(2, dtype=torch.float64),
+        KEYS[4]: torch.ones(2).to(torch.float8_e4m3fn),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.zeros(1, 7),
+        "model_ema.diffusion_modelout2weight": torch.ones(2),
+        "betas": torch.ones(3),
+    }
+    save_file(tensors, path, {"modelspec.title": "Field", "long": "x" * 300})
+    main(["inspect", str(path)])
+    told = capsys.readouterr().out
+    for words in (
+        "5 tensors",
+        "1 keys are averages (EMA)",
+        "position_ids are stored as F32, not as the integers that they are",
+        "such as betas",
+        "1 tensors are F64, which is not merged",
+        "1 tensors are F8_E4M3, which is not merged",
+        "modelspec.title: Field",
+        "x… (300)",
+    ):
+        assert words in told, (words, told)
 
 
 def test_inspect_shows_parts_dtypes_and_parents(
@@ -312,7 +393,7 @@ def test_inspect_shows_parts_dtypes_and_parents(
 ) -> None:
     inputs = files(tmp_path, {"a": A, "b": B})
     out = tmp_path / "out.safetensors"
-    merge_files(inputs, "slerp(a, b, 0.5)", out, torch.float16, name="arc")
+    merge_files(inputs, "slerp(a, b, 0.5)", out, "float16", name="arc")
     main(["inspect", str(out)])
     told = capsys.readouterr().out
     assert "6 tensors" in told

@@ -13,6 +13,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -22,9 +24,9 @@ from safetensors.torch import load_file
 from stages.diffusion.ancestry import made_from, read_lineage, read_parent
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.weights import merge_files
 from stages.harness.files import write_json
 from stages.images.cells import Entry
 from stages.release import Evidence, main, run
@@ -68,9 +70,9 @@ def winner(tmp_path: Path) -> Path:
     x, y = write(tmp_path / "x.safetensors", 4), write(tmp_path / "y.safetensors", 8)
     hybrid, cocktail = tmp_path / "hybrid.safetensors", tmp_path / "cocktail.safetensors"
     pair = {"a": trained, "b": x}
-    merge_files(pair, "0.5*a + 0.5*b", hybrid, torch.float32, name="hybrid")
+    merge_files(pair, "0.5*a + 0.5*b", hybrid, "float32", name="hybrid")
     last = {"vodka": hybrid, "y": y, "x": x}
-    merge_files(last, "0.6*vodka + 0.2*x + 0.2*y", cocktail, torch.float16, name="512_trained")
+    merge_files(last, "0.6*vodka + 0.2*x + 0.2*y", cocktail, "float16", name="512_trained")
     return cocktail
 
 
@@ -224,7 +226,7 @@ def test_a_forbidden_model_inside_somebody_elses_merge_stops_the_release(winner:
     y = winner.parent / "y.safetensors"
     write(y, 8, {"sd_merge_models": json.dumps(models)})
     out = winner.parent / "again.safetensors"
-    merge_files({"y": y}, "y", out, torch.float16)
+    merge_files({"y": y}, "y", out, "float16")
     forbidding = replace(
         ingredients(winner.parent)["general"],
         path="no/such/file",
@@ -308,7 +310,7 @@ def whole(tmp_path: Path, tiny_sd: TinySD) -> tuple[Path, Evidence]:
         {**made_from(recipe, {"base": parent}), "epoch": "40"},
     )
     winner = tmp_path / "winner.safetensors"
-    merge_files({"a": trained, "b": base}, "0.5*a + 0.5*b", winner, torch.float16, name="row1")
+    merge_files({"a": trained, "b": base}, "0.5*a + 0.5*b", winner, "float16", name="row1")
     cells = tmp_path / "cells"
     entries = []
     for i, (side, prompt) in enumerate([(16, "small cat"), (32, "cat"), (32, "red | apple")]):
@@ -323,10 +325,23 @@ def whole(tmp_path: Path, tiny_sd: TinySD) -> tuple[Path, Evidence]:
         "cells": [asdict(entry) for entry in entries],
     }
     write_json(cells / "cells.json", manifest)
-    write_json(tmp_path / "final.json", {"choice": "row1", "reason": "Compared with bloody: +1."})
+    choice = {
+        "choice": "row1",
+        "reason": "Compared with bloody: +1.",
+        "candidates": {"row1": {"score": 32.5, "score_low": 31}},
+        "reference": {"name": "bloody", "score": 32.25, "score_lead": 0.25},
+    }
+    write_json(tmp_path / "final.json", choice)
+    older = tmp_path / "older.safetensors"
+    write_single_file(older, load_file(base), {"note": "another file"}, torch.float16)
+    inputs = {"a": base, "b": older}
+    merge_files(inputs, "0.2*a + 0.8*b", tmp_path / "bloody.safetensors", "float16", name="bloody")
+    for name, count in (("train", 524), ("validation", 93)):
+        pq.write_table(pa.table({"id": list(range(count))}), tmp_path / f"{name}.parquet")
     write_json(tmp_path / "filter.json", {"read": 20500, "kept": 617, "dropped": {"a": 1}})
     write_json(tmp_path / "download.json", {"fetched": 617, "yield": 1.0})
-    return winner, Evidence(cells, tmp_path / "final.json", tmp_path)
+    bloody = tmp_path / "bloody.safetensors"
+    return winner, Evidence(cells, tmp_path / "final.json", tmp_path, tmp_path, bloody)
 
 
 def release_whole(whole: tuple[Path, Evidence], sd: TinySD) -> Path:
@@ -357,10 +372,63 @@ def test_the_card_shows_pictures_reason_training_and_data(
         "| learning_rate | 0.1 |",
         "| filter | kept | 617 |",
         "| download | fetched | 617 |",
+        "| split | trained on | 524 |",
+        "| split | held out | 93 |",
     ):
         assert words in card, words
     assert "small cat" not in card, "the largest size alone is shown"
     assert (path.parent / "pictures/01.png").is_file()
+
+
+def test_the_card_says_what_changed_against_the_reference(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    card = release_whole(whole, tiny_sd).with_suffix(".md").read_text()
+    _, _, section = card.partition("## What changed against the reference cocktail\n")
+    section = section.partition("\n## ")[0]
+    for words in (
+        "The reference is **bloody** (",
+        "`0.2*a + 0.8*b`",
+        "| b | 0 | 0.8 | -0.8 |",
+        "| 512, epoch 40 | 0.5 | 0 | +0.5 |",
+        "| base | 0.5 | 0.2 | +0.3 |",
+        "| score | 32.5 | 32.25 | +0.25 |",
+    ):
+        assert words in section, (words, section)
+    whole[1].reference.unlink()
+    with pytest.raises(FileNotFoundError, match="reference cocktail"):
+        release_whole(whole, tiny_sd)
+
+
+def test_a_reference_that_tells_nothing_is_said_to(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    save(tiny_sd, whole[1].reference)
+    card = release_whole(whole, tiny_sd).with_suffix(".md").read_text()
+    assert "does not tell what it was made of" in card
+
+
+def test_the_card_names_what_another_program_merged(winner: Path) -> None:
+    models = {"ab" * 32: {"name": "hidden.ckpt", "legacy_hash": "12345678"}}
+    y = write(winner.parent / "y.safetensors", 8, {"sd_merge_models": json.dumps(models)})
+    out = winner.parent / "cocktail.safetensors"
+    merge_files({"y": y}, "y", out, "float16")
+    card = release(out).with_suffix(".md").read_text()
+    assert "Named by the program that merged one of the inputs:\n\n- **hidden.ckpt** (abab" in card
+
+
+def test_a_baked_vae_and_an_inpainting_model_are_told_in_a1111_s_keys(winner: Path) -> None:
+    folder = winner.parent
+    conv_in = "model.diffusion_model.input_blocks.0.0.weight"
+    vae = "first_stage_model.decoder.conv_in.weight"
+    for name, channels in (("x", 9), ("y", 4)):
+        tensors = {conv_in: torch.ones(4, channels, 3, 3), vae: torch.ones(2)}
+        write_single_file(folder / f"{name}.safetensors", tensors, {}, torch.float16)
+    inputs = {name: folder / f"{name}.safetensors" for name in "xy"}
+    merge_files(inputs, "parts(0.5*x + 0.5*y, vae=y)", folder / "cocktail.safetensors", "float16")
+    recipe = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
+    assert recipe["is_inpainting"] is True
+    assert recipe["bake_in_vae"] == "y"
 
 
 def test_the_thumbnail_is_a_picture_of_the_grid(
@@ -440,6 +508,8 @@ def test_it_runs_from_the_command_line(whole: tuple[Path, Evidence], tiny_sd: Ti
         "--cells": evidence.cells,
         "--choice": evidence.choice,
         "--reports": evidence.reports,
+        "--split": evidence.split,
+        "--reference": evidence.reference,
         "--out": folder / "release",
         "--report": folder / "release.json",
         "--params": folder / "params.yaml",

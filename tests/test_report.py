@@ -23,12 +23,12 @@ from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
 from stages.diffusion.header import read_header
 from stages.diffusion.history import History
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.sample import SamplingParams
 from stages.diffusion.train_params import SamplesParams, TrainParams
 from stages.diffusion.train_report import write_reports
-from stages.diffusion.weights import merge_files
 from stages.harness.files import sha256_file, write_json
 from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish
 from stages.images.outcome import Fetched, Picture
@@ -163,7 +163,7 @@ def make_models(folder: Path) -> None:
             {"a": folder / "epochs/epoch_002.safetensors", "b": folder / "other.safetensors"},
             f"{share}*a + {1 - float(share):.1f}*b",
             folder / f"{row}.safetensors",
-            torch.float16,
+            "float16",
             name=row,
         )
 

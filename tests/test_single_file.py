@@ -51,8 +51,8 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, theirs[key]), key
 
 
-def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
-    """Build networks of SD 1.5's size without storage, in the original layout."""
+def networks_on_meta() -> tuple[Any, Any, Any]:
+    """Build UNet, VAE and text encoder of SD 1.5's size without storage."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -73,6 +73,12 @@ def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
                 projection_dim=768,
             )
         )
+    return unet, vae, text_encoder
+
+
+def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
+    """List the tensors of SD 1.5 without storage, in the original layout."""
+    unet, vae, text_encoder = networks_on_meta()
     unet_state, vae_state = unet.state_dict(), vae.state_dict()
     text_state = text_encoder.state_dict()
     return {
@@ -374,7 +380,9 @@ def header_file(path: Path, header: str, content: bytes = b"") -> Path:
             "'b' is said to lie where another",
         ),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[4,0]}}', "'a' is said to lie"),
-        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,400]}}', "promises"),
+        ('{"a":{"dtype":"F16","shape":[200],"data_offsets":[0,400]}}', "promises"),
+        ('{"a":{"dtype":"F16","shape":[3],"data_offsets":[0,4]}}', "not what [3] of F16 take"),
+        ('{"a":{"dtype":"F17","shape":[2],"data_offsets":[0,4]}}', "the format does not know"),
         ('{"a":{"dtype":"F16","shape":[2]}}', "data_offsets"),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0]}}', "damaged"),
         ('{"__metadata__":{"a":1}}', "something else than strings"),

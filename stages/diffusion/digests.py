@@ -8,6 +8,7 @@ from pathlib import Path
 from stages.diffusion.ancestry import legacy_hash
 
 CHUNK_BYTES = 1 << 20
+TENSORS_HASH = "modelspec.hash_sha256"  # in metadata: of all that follows the header, 0x and hex
 
 
 @dataclass(frozen=True, slots=True)

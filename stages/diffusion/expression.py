@@ -93,17 +93,31 @@ def model_weights(weights: Mapping[Term, Fraction] | Sum) -> dict[str, Fraction]
     return shares
 
 
-def sum_warning(text: str, weights: Mapping[Term, Fraction]) -> str | None:
-    """Say so if weights do not sum to 1: the result is then not of the inputs' scale."""
-    total = sum(model_weights(weights).values(), Fraction())
-    if total == 1:
-        return None
-    advice = "The added models' weights must exceed the subtracted ones' by 1, as in a + b - c"
-    if total > 0 and all(weight >= 0 for weight in weights.values()):
-        advice = f"({text}) / {format_weight(total)} has the same proportions and sums to 1"
-    return (
-        f"merge expression {text!r}: the weights sum to {format_weight(total)}, not to 1. {advice}"
-    )
+def calls(weights: Mapping[Term, Fraction] | Sum) -> Iterator[Call]:
+    """List the calls of an expression, those within others too."""
+    for term in dict(weights):
+        if isinstance(term, Call):
+            yield term
+            for _, sums in term.models:
+                for model in sums:
+                    yield from calls(model)
+
+
+def substituted(text: str, inner: Mapping[str, str], *, brackets: bool = True) -> str:
+    """Put expressions in the place of names: a recipe of recipes becomes one expression.
+
+    Args:
+        text: an expression.
+        inner: an expression by the name that it replaces.
+        brackets: put each between parentheses; a mere name needs none.
+    """
+    parts, end = [], 0
+    for token, after in _tokens(text):
+        if token.kind == "name" and token.text in inner and after.text not in ("(", "="):
+            put = inner[token.text]
+            parts += [text[end : token.at], f"({put})" if brackets else put]
+            end = token.at + len(token.text)
+    return "".join([*parts, text[end:]])
 
 
 def format_weight(weight: Fraction) -> str:
@@ -135,6 +149,14 @@ def format_sum(weights: Mapping[Term, Fraction] | Sum) -> str:
         format_term(term) if weight == 1 else f"{format_weight(weight)}*{format_term(term)}"
         for term, weight in dict(weights).items()
     ).replace("+ -", "- ")
+
+
+def _tokens(text: str) -> Iterator[tuple["_Token", "_Token"]]:
+    """List the tokens of an expression, each with the next."""
+    parser = _Parser(text)
+    while parser.token.kind != "end":
+        token = parser.advance()
+        yield token, parser.token
 
 
 def _names(weights: Mapping[Term, Fraction]) -> Iterator[str]:
@@ -193,7 +215,7 @@ class _Parser:
     def _sum(self) -> Value:
         value = self._product()
         while self.token.text in ("+", "-"):
-            sign = self._next()
+            sign = self.advance()
             term = self._product()
             value = self._added(sign, value, term if sign.text == "+" else _scaled(term, -1))
         return value
@@ -201,14 +223,14 @@ class _Parser:
     def _product(self) -> Value:
         value = self._factor()
         while self.token.text in ("*", "/"):
-            sign = self._next()
+            sign = self.advance()
             factor = self._factor()
             multiplied = self._multiplied if sign.text == "*" else self._divided
             value = multiplied(sign, value, factor)
         return value
 
     def _factor(self) -> Value:
-        token = self._next()
+        token = self.advance()
         if token.kind == "number":
             return self._number(token)
         if token.kind == "name" and self.token.text == "(":
@@ -229,7 +251,7 @@ class _Parser:
             if self.token.kind == "end":
                 self._fail(opening, "this '(' is never closed")
             self._fail(self.token, f"expected + - * / or ')', got {self.token.text!r}")
-        self._next()
+        self.advance()
         return value
 
     def _call(self, method: _Token) -> Call:
@@ -272,8 +294,8 @@ class _Parser:
         start = self.token
         ahead = TOKEN.match(self.text, start.at + len(start.text))
         if start.kind == "name" and ahead and ahead["sign"] == "=":
-            self._next()
-            self._next()
+            self.advance()
+            self.advance()
             if start.text not in free:
                 self._fail(
                     start, f"{method.text} takes no {start.text!r} here: {_usage(method.text)}"
@@ -297,7 +319,8 @@ class _Parser:
         value = self._sum()
         if not isinstance(value, Fraction):
             self._fail(start, f"{parameter.name!r} is a number, got a model")
-        if not parameter.low <= value <= parameter.high:
+        low, high = (Fraction(str(bound)) for bound in (parameter.low, parameter.high))
+        if not low <= value <= high:  # 0.001 is a little more as a float than it is written
             bounds = f"{parameter.low:g} to {parameter.high:g}"
             self._fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
         if parameter.name == "seed" and value.denominator != 1:
@@ -307,7 +330,7 @@ class _Parser:
     def _blocks(self, parameter: Parameter) -> tuple[Fraction, ...]:
         start = self.token
         if start.kind == "name":
-            self._next()
+            self.advance()
             if start.text not in PRESETS:
                 self._fail(start, f"no preset {start.text!r}; there are {', '.join(PRESETS)}")
             return PRESETS[start.text]
@@ -326,11 +349,11 @@ class _Parser:
         if self.token.text != opening:
             self._fail(self.token, f"expected {opening!r}, got {self._got()}")
         while self.token.text != closing:
-            self._next()
+            self.advance()
             yield begin()
             if self.token.text not in (",", closing):
                 self._fail(self.token, f"expected ',' or {closing!r}, got {self._got()}")
-        self._next()
+        self.advance()
 
     def _got(self) -> str:
         return "the end" if self.token.kind == "end" else repr(self.token.text)
@@ -366,7 +389,8 @@ class _Parser:
             self._fail(sign, "division by zero")
         return _scaled(a, 1 / b)
 
-    def _next(self) -> _Token:
+    def advance(self) -> _Token:
+        """Go on to the next token; give the one before."""
         token = self.token
         self.token = self._token_from(token.at + len(token.text))
         return token

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
-DTYPE_NAMES = {
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
+# Bits of one number of each dtype that the format knows.
+# Source: https://github.com/huggingface/safetensors, safetensors/src/tensor.rs
+BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8),
+    **dict.fromkeys(("F6_E2M3", "F6_E3M2"), 6),
+    "F4": 4,
 }
 OTHER_FORMATS = {
     b"PK": "a pickle (.ckpt, .pt), which may run code when it is read",
@@ -74,14 +77,14 @@ def read_header(path: Path) -> Header:
 
 
 def header_bytes(
-    shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> bytes:
     """Write what precedes the tensors in a safetensors file, a multiple of 8 bytes.
 
     The library's own writer puts metadata in random order; this one sorts it.
 
     Args:
-        shapes: dtype and shape by key, in the order in which the tensors will follow.
+        shapes: dtype (F16) and shape by key, in the order in which the tensors will follow.
         metadata: strings; `format: pt` is added.
 
     Source: https://github.com/huggingface/safetensors#format
@@ -91,12 +94,17 @@ def header_bytes(
     header: dict[str, Any] = {"__metadata__": dict(sorted({**metadata, "format": "pt"}.items()))}
     start = 0
     for key, (dtype, shape) in shapes.items():
-        stop = start + math.prod(shape) * dtype.itemsize
-        header[key] = {"dtype": DTYPE_NAMES[dtype], "shape": shape, "data_offsets": [start, stop]}
+        stop = start + tensor_bytes(dtype, shape)
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Tell how many bytes a tensor takes."""
+    return math.prod(shape) * BITS[dtype] // 8
 
 
 def _parse_header(text: bytes) -> Header:
@@ -104,7 +112,8 @@ def _parse_header(text: bytes) -> Header:
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: if it is not what the
-            format wants: a key twice, or offsets that overlap or leave gaps.
+            format wants: a key twice, offsets that overlap or leave gaps, or a tensor of more
+            or fewer bytes than its shape takes.
     """
     header = json.loads(text, object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})
@@ -127,6 +136,13 @@ def _parse_header(text: bytes) -> Header:
         if entry.start != end or entry.stop < entry.start:
             raise ValueError(f"{key!r} is said to lie where another tensor or nothing is")
         end = entry.stop
+        if (bits := BITS.get(entry.dtype)) is None:
+            raise ValueError(f"{key!r} is of dtype {entry.dtype!r}, which the format does not know")
+        if math.prod(entry.shape) * bits != (entry.stop - entry.start) * 8:
+            raise ValueError(
+                f"{key!r} has {entry.stop - entry.start:,} bytes, which is not what "
+                f"{list(entry.shape)} of {entry.dtype} take"
+            )
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata holds something else than strings")
     return Header(metadata=metadata, tensors=tensors)

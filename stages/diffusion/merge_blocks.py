@@ -1,23 +1,33 @@
 """Where a tensor stands in the network, and what an expression means for it there."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from stages.diffusion.expression import Call, Sum, Term, Weights
+from stages.diffusion.expression import (
+    Call,
+    Sum,
+    Term,
+    Weights,
+    calls,
+    format_weight,
+    model_weights,
+)
 from stages.diffusion.merge_table import LAST, MIDDLE
 from stages.diffusion.single_file import UNET, VAE
 
-TEXT_ENCODERS = "cond_stage_model."
+PARTS = {  # by the beginning of their keys; SDXL's text encoders are its conditioner
+    UNET: "unet",
+    "cond_stage_model.": "text_encoder",
+    "conditioner.": "text_encoder",
+    VAE: "vae",
+}
 BLOCK = re.compile(re.escape(UNET) + r"(?:(input|output)_blocks\.(\d+)|(middle_block))\.")
 
 
 def part_of(key: str) -> str | None:
     """Name the network that a key of the original layout belongs to; None if it is another's."""
-    for prefix, part in ((UNET, "unet"), (TEXT_ENCODERS, "text_encoder"), (VAE, "vae")):
-        if key.startswith(prefix):
-            return part
-    return None
+    return next((part for prefix, part in PARTS.items() if key.startswith(prefix)), None)
 
 
 def block_of(key: str) -> int:
@@ -38,6 +48,83 @@ def block_of(key: str) -> int:
     if found[3]:
         return 1 + MIDDLE
     return 1 + (MIDDLE + 1 if found[1] == "output" else 0) + min(int(found[2]), LAST - MIDDLE - 1)
+
+
+# One key of each place at which an expression may mean something else.
+PLACES = {
+    **{f"IN{i:02}": f"{UNET}input_blocks.{i}." for i in range(MIDDLE)},
+    "M00": f"{UNET}middle_block.",
+    **{f"OUT{i:02}": f"{UNET}output_blocks.{i}." for i in range(LAST - MIDDLE)},
+    "text encoder": "cond_stage_model.",
+    "VAE": VAE,
+}
+
+
+def meanings(weights: Weights) -> list[tuple[str, Weights]]:
+    """Say what an expression comes to, place by place; neighbours of one meaning are one line.
+
+    Returns:
+        As in [("IN00 to OUT11", …), ("text encoder to VAE", …)]; one pair if all mean the same.
+    """
+    found: list[tuple[str, str, Weights]] = []
+    for place, key in PLACES.items():
+        settled = at_key(weights, key)
+        if found and found[-1][2] == settled:
+            found[-1] = (found[-1][0], place, settled)
+        else:
+            found.append((place, place, settled))
+    return [
+        (first if first == last else f"{first} to {last}", settled)
+        for first, last, settled in found
+    ]
+
+
+def check_blocks(weights: Weights, keys: Iterable[str]) -> None:
+    """Refuse block weights and parts that a file's keys know nothing of: they would do nothing.
+
+    Raises:
+        ValueError: naming what the expression asks for.
+    """
+    keys = list(keys)
+    known = {part_of(key) for key in keys}
+    for call in calls(weights):
+        if call.method == "mbw" and not any(BLOCK.match(key) for key in keys):
+            raise ValueError(
+                f"mbw: block weights are for the UNet of SD 1.x, 2.x and SDXL, and no key begins "
+                f"with {UNET}input_blocks. Merge this architecture without them"
+            )
+        for name, _ in call.models if call.method == "parts" else ():
+            if name not in ("rest", *known):
+                raise ValueError(
+                    f"parts: no key is of the {name}, so that {name}= would do nothing. "
+                    "Leave it away, or merge files that have one"
+                )
+
+
+def sum_warning(text: str, weights: Weights) -> str | None:
+    """Say so if weights do not sum to 1: the result is then not of the inputs' scale.
+
+    Each part of the network is looked at, for an expression may mean another sum in each.
+    """
+    totals = {
+        key: sum(model_weights(at_key(weights, key)).values(), Fraction())
+        for key in PLACES.values()
+    }
+    wrong: dict[str, Fraction] = {}
+    for key, total in totals.items():
+        if total != 1:
+            wrong.setdefault(str(part_of(key)), total)
+    if not wrong:
+        return None
+    sums = " and ".join(f"to {format_weight(t)} in the {part}" for part, t in wrong.items())
+    advice = "Each part's weights should sum to 1, or it is not of its inputs' scale"
+    if len(set(totals.values())) == 1:
+        total = next(iter(wrong.values()))
+        sums = f"to {format_weight(total)}"
+        advice = "The added models' weights must exceed the subtracted ones' by 1, as in a + b - c"
+        if total > 0 and all(weight >= 0 for weight in weights.values()):
+            advice = f"({text}) / {format_weight(total)} has the same proportions and sums to 1"
+    return f"merge expression {text!r}: the weights sum {sums}, not to 1. {advice}"
 
 
 def at_key(weights: Mapping[Term, Fraction] | Sum, key: str) -> Weights:

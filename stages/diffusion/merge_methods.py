@@ -56,20 +56,10 @@ def ties(base: Tensor, models: Sequence[Tensor], keep: float, scale: float) -> T
     Source: "TIES-Merging", arXiv 2306.01708, algorithm 1.
     """
     differences = [_trimmed(model.sub_(base), keep) for model in models]
-    elected = differences[0].clone()
-    for difference in differences[1:]:
-        elected.add_(difference)
-    signs = elected.sign_().to(torch.int8)
-    del elected
-    count = torch.zeros(base.shape, dtype=torch.int16)
-    for difference in differences:
-        agrees = difference.sign().to(torch.int8).mul_(signs).gt(0)
-        difference.mul_(agrees)
-        count.add_(agrees)
-    total = differences[0]
-    for difference in differences[1:]:
-        total.add_(difference)
-    return base.add_(total.div_(count.clamp_(min=1)), alpha=scale)
+    pieces = zip(*(difference.view(-1).split(BLOCK) for difference in differences), strict=True)
+    for start, agreed in zip(base.view(-1).split(BLOCK), pieces, strict=True):
+        start.add_(_agreed_mean(agreed), alpha=scale)
+    return base
 
 
 def dare(base: Tensor, a: Tensor, keep: float, generator: torch.Generator) -> Tensor:
@@ -127,6 +117,23 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(np.clip(dot(a, b) / lengths, -1, 1)) if lengths else 0.0
 
 
+def _agreed_mean(differences: Sequence[Tensor]) -> Tensor:
+    """Average, element by element, what has the sign of the sum; 0 where nothing has one."""
+    elected = differences[0].clone()
+    for difference in differences[1:]:
+        elected.add_(difference)
+    elected.sign_()
+    count = torch.zeros_like(elected)
+    total: Tensor | None = None
+    for difference in differences:
+        agrees = difference.sign().mul_(elected).gt_(0)
+        count.add_(agrees)
+        difference.mul_(agrees)
+        total = difference if total is None else total.add_(difference)
+    assert total is not None, "the parser asks for a model"
+    return total.div_(count.clamp_(min=1))
+
+
 def _trimmed(difference: Tensor, keep: float) -> Tensor:
     """Set all but the `keep` share of largest elements to zero, in place; equals stay together."""
     count = difference.numel()
@@ -137,4 +144,7 @@ def _trimmed(difference: Tensor, keep: float) -> Tensor:
         return difference.zero_()
     sizes = difference.abs().flatten().numpy()
     sizes.partition(count - kept)
-    return difference.masked_fill_(difference.abs().lt_(float(sizes[count - kept])).bool(), 0)
+    least = float(sizes[count - kept])
+    for piece in difference.view(-1).split(BLOCK):
+        piece.masked_fill_(piece.abs().lt(least), 0)
+    return difference

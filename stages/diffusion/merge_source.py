@@ -1,17 +1,25 @@
 """The files that a merge reads: opened, normalised, and compared before any work."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
-from math import prod
 from pathlib import Path
 
-from stages.diffusion.header import DTYPE_NAMES, TensorEntry, read_header
-from stages.diffusion.single_file import OTHER_FILES, UNET, is_stable_diffusion, normal_keys
+from stages.diffusion.header import TensorEntry, read_header
+from stages.diffusion.single_file import (
+    POSITION_IDS,
+    UNET,
+    is_stable_diffusion,
+    normal_keys,
+    other_file,
+)
 
-DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
+FLOATS = ("F32", "F16", "BF16")
+READABLE = (*FLOATS, "I64")
 CONV_IN = UNET + "input_blocks.0.0.weight"
 INPAINTING_CHANNELS = 9
+CONVERT = "Convert the file, or fetch its float16 version"
 SHOWN_KEYS = 5  # of those that differ
 
 
@@ -46,19 +54,32 @@ def open_source(path: Path) -> Source:
         keys = normal_keys(header.tensors)
     tensors = {normal: header.tensors[key] for normal, key in keys.items()}
     for key, entry in tensors.items():
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in READABLE:
             raise ValueError(
                 f"{path}: {key!r} is stored as {entry.dtype}; known here are "
-                f"{', '.join(DTYPES)}. Convert the file, or fetch its float16 version"
-            )
-        if entry.stop - entry.start != prod(entry.shape) * DTYPES[entry.dtype].itemsize:
-            raise ValueError(
-                f"{path}: damaged: {key!r} has {entry.stop - entry.start:,} bytes, which is not "
-                f"what {list(entry.shape)} of {entry.dtype} take. Fetch or make it again"
+                f"{', '.join(READABLE)}. {CONVERT}"
             )
     if not tensors:
         raise ValueError(f"{path}: holds no weights")
     return Source(path, header.metadata, tensors)
+
+
+def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
+    """Tell what a file holds besides weights that are merged, and what hinders a merge."""
+    notes = []
+    if averages := [key for key in tensors if key.startswith("model_ema.")]:
+        notes.append(f"{len(averages):,} keys are averages (EMA): used where the UNet is missing")
+    if entry := tensors.get(POSITION_IDS):
+        sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
+        notes.append(f"position_ids are stored as {entry.dtype}{sound}")
+    if is_stable_diffusion(tensors):
+        read = set(normal_keys(tensors).values())
+        if unread := [key for key in tensors if key not in read and key not in averages]:
+            notes.append(f"{len(unread):,} keys are left out of merges, such as {unread[0]}")
+    for dtype, count in sorted(Counter(entry.dtype for entry in tensors.values()).items()):
+        if dtype not in READABLE:
+            notes.append(f"{count:,} tensors are {dtype}, which is not merged: {CONVERT}")
+    return notes
 
 
 def check_names(expression: str, wanted: Sequence[str], given: Mapping[str, Path]) -> None:
@@ -133,13 +154,13 @@ def _form(source: Source, key: str) -> tuple[tuple[int, ...], str] | None:
     entry = source.tensors.get(key)
     if entry is None:
         return None
-    return entry.shape, "" if DTYPES[entry.dtype].is_floating_point else entry.dtype
+    return entry.shape, "" if entry.dtype in FLOATS else entry.dtype
 
 
 def _hint(first: Source, other: Source) -> str:
     """Say what kind of file the odd one may be."""
-    for start, words in OTHER_FILES.items():
-        a, b = (any(key.startswith(start) for key in s.tensors) for s in (first, other))
-        if a != b:
-            return f"{(first if a else other).path}: {words}"
+    kinds = other_file(first.tensors), other_file(other.tensors)
+    if kinds[0] != kinds[1]:
+        odd = 1 if kinds[1] else 0
+        return f"{(first, other)[odd].path}: {kinds[odd]}"
     return "All inputs of a merge must be of one architecture"

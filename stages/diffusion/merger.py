@@ -1,6 +1,6 @@
 """Merging one tensor after another: sums in stretches, methods over whole tensors.
 
-A sum of models is computed in float32 in stretches of 1 Mi elements, in buffers made once, and
+A sum of models is computed in float32 in stretches of 256 Ki elements, in buffers made once, and
 rounded once, to the dtype of the file. A stretch is w1*x1, then + w2*x2, then + w3*x3, in the
 order of the expression, each product and each sum rounded to float32 by itself: no fused
 operation, whose use differs between processors and between the middle and the end of an array. So
@@ -24,9 +24,19 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import merge_methods
-from stages.diffusion.expression import Call, Sum, Term, Weights, format_sum
+from stages.diffusion.dtypes import TORCH_DTYPES
+from stages.diffusion.expression import (
+    Call,
+    Sum,
+    Term,
+    Weights,
+    format_sum,
+    model_names,
+    model_weights,
+)
 from stages.diffusion.merge_blocks import at_key
-from stages.diffusion.merge_source import CONV_IN, DTYPES, Source, is_inpainting, read_into
+from stages.diffusion.merge_source import Source, is_inpainting, read_into
+from stages.diffusion.torch_settings import one_thread, reuse_memory
 
 
 class Merger:
@@ -36,24 +46,37 @@ class Merger:
         self,
         weights: Weights,
         sources: Mapping[str, Source],
-        dtype: torch.dtype,
+        dtype: str,
         chunk_elements: int,
         allow_nonfinite: bool,
     ) -> None:
-        self.weights, self.sources, self.dtype = weights, sources, dtype
+        """Make the buffers.
+
+        Args:
+            weights: of the whole expression.
+            sources: that it names, in its order.
+            dtype: of torch, by name, as in float16: of what is merged.
+            chunk_elements: summed at a time.
+            allow_nonfinite: whether NaN and infinity are let pass.
+        """
+        self.weights, self.sources = weights, sources
+        self.dtype: torch.dtype = getattr(torch, dtype)
         self.chunk_elements, self.allow_nonfinite = chunk_elements, allow_nonfinite
         self.files: dict[str, FileIO] = {}
         self.raw = torch.empty(chunk_elements * 4, dtype=torch.uint8)
         self.raw_bytes = self.raw.numpy().data
         self.total = torch.empty(chunk_elements, dtype=torch.float32)
         self.term = torch.empty(chunk_elements, dtype=torch.float32)
-        self.stored = torch.empty(chunk_elements * dtype.itemsize, dtype=torch.uint8)
+        self.stored = torch.empty(chunk_elements * self.dtype.itemsize, dtype=torch.uint8)
         self.stored_bytes = self.stored.numpy().data
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep the files open."""
+        """Keep the files open, and torch as it computes best meanwhile."""
+        if any(isinstance(term, Call) for term in self.weights):
+            reuse_memory()
         with ExitStack() as stack:
+            stack.enter_context(one_thread())
             for name, source in self.sources.items():
                 self.files[name] = stack.enter_context(source.path.open("rb", buffering=0))
             yield
@@ -66,16 +89,21 @@ class Merger:
         read_into(self.files[name], entry.start, memoryview(content))
         return bytes(content)
 
-    def merged(self, key: str, count: int) -> Iterator[memoryview]:
-        """Merge a tensor of `count` elements; give its bytes in pieces that live until the next.
+    def merged(self, key: str) -> Iterator[memoryview]:
+        """Merge a tensor; give its bytes in pieces that live until the next.
 
         Raises:
-            ValueError: if a value is not finite in the new file's dtype.
+            ValueError: if a value is not finite, in an input that the expression names for this
+                tensor, be it with weight 0, or in the new file's dtype.
         """
-        weights = {term: weight for term, weight in at_key(self.weights, key).items() if weight}
+        settled = at_key(self.weights, key)
+        weights = {term: weight for term, weight in settled.items() if weight}
+        if not self.allow_nonfinite:
+            self._check_weightless(settled, weights, key)
         models = [(n, float(w)) for n, w in weights.items() if isinstance(n, str)]
         shapes = {source.tensors[key].shape for source in self.sources.values()}
         if len(models) == len(weights) and len(shapes) == 1:
+            count = prod(next(iter(shapes)))
             for start in range(0, count, self.chunk_elements):
                 stop = min(start + self.chunk_elements, count)
                 yield self._rounded(self._summed(models, key, start, stop), key)
@@ -83,6 +111,13 @@ class Merger:
             whole = self._widened(weights, key) if len(shapes) > 1 else self._whole(weights, key)
             for piece in whole.flatten().split(self.chunk_elements):
                 yield self._rounded(piece, key)
+
+    def _check_weightless(self, settled: Weights, weights: Weights, key: str) -> None:
+        """Refuse NaN and infinity in what has weight 0: the sum would not show them."""
+        shown = model_names(weights)
+        for name in model_names(settled):
+            if name not in shown:
+                self._load(name, key)
 
     def _summed(
         self, models: Sequence[tuple[str, float]], key: str, start: int, stop: int
@@ -108,11 +143,32 @@ class Merger:
         return self._load(next(iter(self.sources)), key).zero_() if total is None else total
 
     def _widened(self, weights: Weights, key: str) -> Tensor:
-        """Merge the first layer of an inpainting model: the channels that all models have."""
+        """Merge the first layer of an inpainting model: the channels that all models have.
+
+        Those of the mask and the masked picture are merged among the models that have them.
+        """
         first = next(iter(self.sources))
         own = self._read_whole(first, key)
         own[:, : self._channels(key)] = self._whole(weights, key)
+        self._merge_mask_channels(own, weights, key)
         return own
+
+    def _merge_mask_channels(self, own: Tensor, weights: Weights, key: str) -> None:
+        """Take the mean of what several inpainting models have besides, by their weights."""
+        shares = {
+            name: share
+            for name, share in model_weights(weights).items()
+            if is_inpainting(self.sources[name])
+        }
+        total = sum(shares.values(), Fraction())
+        if total <= 0:
+            return  # nobody has a say: the first model's own stay
+        mask = own[:, self._channels(key) :]
+        merged = torch.zeros_like(mask)
+        for name, share in shares.items():
+            whole = self._read_whole(name, key)
+            merged.add_(whole[:, self._channels(key) :].mul_(float(share / total)))
+        mask.copy_(merged)
 
     def _channels(self, key: str) -> int:
         return min(source.tensors[key].shape[1] for source in self.sources.values())
@@ -135,8 +191,12 @@ class Merger:
     def _load(self, name: str, key: str) -> Tensor:
         """Read a model's tensor; of an inpainting model's first layer, the common channels."""
         whole = self._read_whole(name, key)
-        if key == CONV_IN and is_inpainting(self.sources[name]):
-            return whole[:, : self._channels(key)].contiguous()
+        if not self.allow_nonfinite and whole.numel():
+            low, high = whole.aminmax()
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(self._nonfinite(name, key))
+        if whole.ndim > 1 and whole.shape[1] > (channels := self._channels(key)):
+            return whole[:, :channels].contiguous()
         return whole
 
     def _read_whole(self, name: str, key: str) -> Tensor:
@@ -151,7 +211,7 @@ class Merger:
     def _read(self, name: str, key: str, start: int, stop: int) -> Tensor:
         """Read a stretch of a tensor as it is stored; it lives until the next call."""
         entry = self.sources[name].tensors[key]
-        dtype = DTYPES[entry.dtype]
+        dtype = TORCH_DTYPES[entry.dtype]
         size = (stop - start) * dtype.itemsize
         read_into(self.files[name], entry.start + start * dtype.itemsize, self.raw_bytes[:size])
         return self.raw[:size].view(dtype)
@@ -169,13 +229,16 @@ class Merger:
         return self.stored_bytes[:size]
 
     def _blame(self, key: str) -> str:
-        for name, source in self.sources.items():
+        for name in self.sources:
             if not self._read_whole(name, key).isfinite().all():
-                return (
-                    f"{source.path}: {key!r} holds NaN or infinity. Did its training diverge? "
-                    "Fetch or make it again; --allow-nonfinite merges it all the same"
-                )
+                return self._nonfinite(name, key)
         return (
             f"{key!r}: the result is too large for {self.dtype}. Write float32, or look at the "
             "weights of the expression"
+        )
+
+    def _nonfinite(self, name: str, key: str) -> str:
+        return (
+            f"{self.sources[name].path}: {key!r} holds NaN or infinity. Did its training diverge? "
+            "Fetch or make it again; --allow-nonfinite merges it all the same"
         )

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from stages.diffusion.dtypes import DTYPE_NAMES
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
@@ -196,7 +197,7 @@ def write_single_file(
     stored = {k: dtype if t.is_floating_point() else t.dtype for k, t in tensors.items()}
     # Wide elements first, as the library does: every tensor starts at a multiple of its width.
     order = sorted(tensors, key=lambda key: (-stored[key].itemsize, key))
-    shapes = {key: (stored[key], tuple(tensors[key].shape)) for key in order}
+    shapes = {key: (DTYPE_NAMES[stored[key]], tuple(tensors[key].shape)) for key in order}
     start = header_bytes(shapes, metadata)
     try:
         with replacing(path) as scratch, scratch.open("wb") as file:

@@ -2,14 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 from stages.diffusion.ancestry import Lineage
+from stages.diffusion.comparison import Reference, comparison_rows, leaf_shares
 from stages.diffusion.digests import Digests
 from stages.diffusion.expression import format_weight
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.shares import ancestor_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,7 @@ def model_card(
     names: Mapping[str, str],
     choice: Choice | None = None,
     counts: Mapping[str, Mapping[str, int]] | None = None,
+    reference: Reference | None = None,
 ) -> str:
     """Write a model card in Markdown.
 
@@ -48,6 +48,7 @@ def model_card(
         names: of the ingredients, by SHA-256.
         choice: why this model, and pictures of it.
         counts: of the data's way through the stages: stage -> what -> how many.
+        reference: the cocktail before this one.
     """
 
     def title(sha256: str) -> str:
@@ -60,9 +61,11 @@ def model_card(
         _facts(params),
         _pictures(choice) if choice else "",
         f"## Why this one\n\n{choice.reason}" if choice else "",
+        _changes(lineage, reference, names) if reference else "",
         "## Recipe",
         _how(lineage.recipe),
         ancestor_tree(lineage, title),
+        _named_elsewhere(lineage, title),
         _shares_table(lineage, title),
         _trainings(lineage, title),
         _data(counts) if counts else "",
@@ -115,8 +118,26 @@ def _data(counts: Mapping[str, Mapping[str, int]]) -> str:
     return "## Data\n\n" + _table(["stage", "what", "count"], rows)
 
 
-def _is_merge(recipe: Mapping[str, object] | None) -> bool:
-    return recipe is not None and recipe.get("kind") == "merge"
+def _changes(lineage: Lineage, reference: Reference, names: Mapping[str, str]) -> str:
+    """Compare with the cocktail before: what is in each, and how each did."""
+    label = f"**{reference.name}** ({reference.sha256[:10]})"
+    told = _how(reference.lineage.recipe)
+    text = f"The reference is {label}{', ' if told else ''}{told}."
+    if not reference.lineage.inputs():
+        text += " Its file does not tell what it was made of, so its own shares are not known."
+    rows = comparison_rows(lineage, reference, names)
+    head = ["", "Here", "Reference", "Change"]
+    return f"## What changed against the reference cocktail\n\n{text}\n\n{_table(head, rows)}"
+
+
+def _named_elsewhere(lineage: Lineage, title: Callable[[str], str]) -> str:
+    """List the ancestors that only another program's metadata names: no recipe leads to them."""
+    inputs = set(lineage.inputs().values())
+    named = [s for s in lineage.ancestors if s not in inputs and not lineage.route(s)]
+    if not named:
+        return ""
+    items = [f"- **{title(sha256)}** ({sha256[:10]})" for sha256 in sorted(named, key=title)]
+    return "Named by the program that merged one of the inputs:\n\n" + "\n".join(items)
 
 
 def _how(recipe: Mapping[str, object] | None) -> str:
@@ -152,12 +173,7 @@ def ancestor_tree(lineage: Lineage, title: Callable[[str], str]) -> str:
 
 def _shares_table(lineage: Lineage, title: Callable[[str], str]) -> str:
     """Multiply the merges out: the weight of each trained model and each ingredient."""
-    shares = ancestor_shares(lineage)
-    leaves: dict[str, Fraction] = {
-        sha256: shares[sha256]
-        for sha256, ancestor in lineage.ancestors.items()
-        if shares[sha256] and not _is_merge(ancestor.recipe)
-    }
+    leaves = leaf_shares(lineage)
     ordered = sorted(leaves, key=lambda sha256: (-leaves[sha256], title(sha256)))
     rows = [[title(s), format_weight(leaves[s]), f"`{s[:10]}`"] for s in ordered]
     return _table(["Multiplied out", "Weight", "SHA-256"], rows)

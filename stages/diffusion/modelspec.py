@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
-from stages.diffusion.digests import CHUNK_BYTES
-from stages.diffusion.expression import Call, model_weights, parse_expression
-from stages.diffusion.header import DTYPE_NAMES, header_bytes, read_header
-from stages.diffusion.weights import TENSORS_HASH, writing
+from stages.diffusion.digests import CHUNK_BYTES, TENSORS_HASH
+from stages.diffusion.expression import Call, Weights, model_weights, parse_expression
+from stages.diffusion.header import header_bytes, read_header
+from stages.diffusion.writing import writing
 from stages.harness.params import Params
 
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -128,9 +128,9 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
         "save_as_half": recipe["dtype"] == "float16",
         "custom_name": name,
         "config_source": None,
-        "bake_in_vae": None,
+        "bake_in_vae": _baked_vae(terms),
         "discard_weights": "",
-        "is_inpainting": False,
+        "is_inpainting": bool(recipe.get("is_inpainting")),
         "is_instruct_pix2pix": False,
         "expression": recipe["expression"],
         "inputs": recipe["inputs"],
@@ -144,20 +144,31 @@ def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None
         ValueError: if the tensors do not follow each other without gaps.
         OSError: if the file cannot be written; an older one stays.
     """
-    dtypes = {name: dtype for dtype, name in DTYPE_NAMES.items()}
     tensors = read_header(weights).tensors
     entries = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop))
     for (_, before), (key, entry) in pairwise(entries):
         if before.stop != entry.start:
             raise ValueError(f"{weights}: damaged: {key!r} does not follow the tensor before it")
-    shapes = {key: (dtypes[entry.dtype], entry.shape) for key, entry in entries}
+    shapes = {key: (entry.dtype, entry.shape) for key, entry in entries}
     header = header_bytes(shapes, metadata)
     start, stop = entries[0][1].start, entries[-1][1].stop
-    with weights.open("rb") as source, writing(out, len(header) + stop - start) as file:
+    length = len(header)
+    with weights.open("rb") as source, writing(out, length, length + stop - start) as file:
         source.seek(start)
-        file.write(header)
         while chunk := source.read(CHUNK_BYTES):
             file.write(chunk)
+        file.finish()
+        file.write_header(header)
+
+
+def _baked_vae(weights: Weights) -> str | None:
+    """Name the model whose VAE a merge bakes in, if it does no more than that to the VAE."""
+    (term, *more) = weights
+    if more or isinstance(term, str) or term.method != "parts":
+        return None
+    baked = dict(term.models).get("vae")
+    names = [name for name, weight in baked[0] if isinstance(name, str) and weight] if baked else []
+    return names[0] if len(names) == 1 else None
 
 
 def _method(weights: list[Fraction]) -> tuple[str, float | None]:

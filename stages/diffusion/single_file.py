@@ -7,11 +7,12 @@ has its place. The layout is that of CompVis's modules: https://github.com/CompV
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:  # torch takes a second to import; names need none
+    from torch import Tensor
 
-StateDict = dict[str, Tensor]
+StateDict: TypeAlias = "dict[str, Tensor]"
 Shapes = Mapping[str, tuple[int, ...]]
 
 UNET = "model.diffusion_model."
@@ -158,6 +159,15 @@ def normal_keys(keys: Iterable[str]) -> dict[str, str]:
     }
 
 
+def other_file(keys: Iterable[str]) -> str | None:
+    """Say what kind of file this is, if it is one that people take for an SD 1.x checkpoint."""
+    keys = list(keys)
+    for start, words in OTHER_FILES.items():
+        if any(key.startswith(start) for key in keys):
+            return words
+    return None
+
+
 def check_architecture(path: Path, config: Path, wanted: Shapes, got: Shapes) -> None:
     """Refuse a file whose weights have other keys or shapes than the config folder's networks.
 
@@ -200,9 +210,8 @@ def _shape(shapes: Shapes, key: str) -> str:
 
 def _hint(wanted: Shapes, got: Shapes) -> str:
     """Say what kind of file this may be, and what to do."""
-    for start, words in OTHER_FILES.items():
-        if any(key.startswith(start) for key in got):
-            return words
+    if words := other_file(got):
+        return words
     conv_in = UNET + "input_blocks.0.0.weight"
     if conv_in not in got:
         return "Its UNet is missing; a whole SD 1.x checkpoint is wanted."

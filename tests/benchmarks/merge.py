@@ -1,43 +1,60 @@
 """Time merges of full-size SD 1.5 files: ours, sd-mecha's, and the floor of reading and writing.
 
-  python -m tests.benchmarks.merge --folder DIR [--mecha PYTHON]
+  python -m tests.benchmarks.merge --folder DIR [--mecha PYTHON] [--runs N]
 
-Writes three files of random weights (6.4 GB) into DIR once. PYTHON is that of an environment with
+Writes six files of random weights (12.8 GB) into DIR once. PYTHON is that of an environment with
 sd-mecha 1.1.8 and its needs; without it only ours is timed. All runs follow each other in one
-call, for absolute times drift; look at the ratios.
+call, for absolute times drift; look at the ratios. Each way runs N times, and its best counts.
+
+The floor reads three files (6.4 GB), writes 2.1 GB and hashes what it writes, in one process.
+"First time" is a merge that must hash its inputs, "again" one that remembers their hashes.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import json
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from stages.diffusion.header import read_header
+from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.single_file import POSITION_IDS
-from tests.test_single_file import shapes_on_meta
+from stages.harness.files import sha256_file
+from tests.test_single_file import networks_on_meta, shapes_on_meta
+from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json, write_tokenizer
 
+SUM = "0.6*a + 0.2*b + 0.2*c"
 METHODS = {  # ours, and sd-mecha's of the same meaning
-    "60/20/20": (
-        "0.6*a + 0.2*b + 0.2*c",
-        "m.weighted_sum(m.weighted_sum(a, b, alpha=0.25), c, alpha=0.2)",
-    ),
+    "60/20/20": (SUM, "m.weighted_sum(m.weighted_sum(a, b, alpha=0.25), c, alpha=0.2)"),
     "slerp": ("slerp(a, b, 0.3)", "m.slerp(a, b, alpha=0.3)"),
-    "ties": ("ties(a, [b, c], 0.2)", "m.add_difference_ties(a, b, c, k=0.2)"),
-    "model stock": ("model_stock(a, [b, c])", "m.n_model_stock(a, b, c)"),
+    # its own wrapper, add_difference_ties, fails in 1.1.8; these are the steps that it takes
+    "TIES": (
+        "ties(a, [b, c], 0.2)",
+        "linear.add_difference(a, m.ties_sum(m.subtract(b, a), m.subtract(c, a), k=0.2), "
+        "alpha=1.0)",
+    ),
+    "model stock": (
+        "model_stock(a, [b, c])",
+        "linear.add_difference(a, m.model_stock(m.subtract(b, a), m.subtract(c, a)), alpha=1.0)",
+    ),
 }
 MECHA = """
 import sys
 import sd_mecha as m
+from sd_mecha.extensions.builtin.merge_methods import linear
 a, b, c = (m.model(path) for path in sys.argv[1:4])
 m.merge({recipe}, output=sys.argv[4])
 """
@@ -47,29 +64,46 @@ import hashlib, sys
 digest = hashlib.sha256()
 for i, path in enumerate(sources):
     with open(path, "rb", buffering=0) as file, open(out, "wb", buffering=0) as copy:
-        while chunk := file.read(1 << 22):
+        while chunk := file.read(1 << 20):
             if i == len(sources) - 1:
                 copy.write(chunk)
                 digest.update(chunk)
 """
-# Leaves of the deepest recipe of the graph, mix 3.1: six models, four merges one after another.
+# A process that has not grown itself measures: the kernel lets a child inherit its parent's peak.
+LAUNCHER = """
+import os, resource, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+sys.exit(status)
+"""
+# Leaves of the deepest recipe of the graph, mix 3.1: six models, three merges one after another.
 DEEPEST = "0.6*(0.5*a + 0.5*b + 0.5*(c - d)) + 0.2*e + 0.2*f"
-SAMPLED = "model.diffusion_model.input_blocks.7.0.in_layers.2.weight"
+STEPS = (  # name of the result, expression, names of its inputs
+    ("hybrid", "0.5*a + 0.5*b", "ab"),
+    ("vodka", "hybrid + 0.5*(c - d)", "cd"),
+    ("cocktail", "0.6*vodka + 0.2*e + 0.2*f", "ef"),
+)
+SAMPLED = re.compile(  # some 25 tensors of all parts, among them the largest
+    r".*(input_blocks\.(1|4|7)\.0\.in_layers\.2|output_blocks\.\d\.0\.in_layers\.2"
+    r"|middle_block\.1\.proj_in|layers\.\d\.mlp\.fc1|decoder\.up\.\d\.block\.0\.conv1)\.weight"
+)
+MEMORY_MB = re.compile(r"MemTotal:\s+(\d+) kB")
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process."""
+    """One process, or the best of several: the quickest, and the largest resident set of all."""
 
     seconds: float
     peak_mb: float
 
 
-def write_models(folder: Path, count: int) -> list[Path]:
+def write_models(folder: Path, count: int) -> dict[str, Path]:
     """Write full-size files of random float16 weights, those that are not there yet."""
-    paths = [folder / f"{chr(ord('a') + i)}.safetensors" for i in range(count)]
+    paths = {name: folder / f"{name}.safetensors" for name in "abcdef"[:count]}
     shapes = {k: tuple(t.shape) for part in shapes_on_meta().values() for k, t in part.items()}
-    for i, path in enumerate(paths):
+    for i, path in enumerate(paths.values()):
         if path.is_file():
             continue
         generator = torch.Generator().manual_seed(i)
@@ -79,43 +113,165 @@ def write_models(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def timed(command: Sequence[str | Path]) -> Run:
-    """Run a process to its end; its time, and its largest resident set."""
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-    assert process.stderr
-    error = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{command[0]} failed:\n{error.decode()[-2000:]}")
-    return Run(time.perf_counter() - started, usage.ru_maxrss / 1024)
+def timed(command: Sequence[str | Path], times: int = 1, forget: Path | None = None) -> Run:
+    """Run a process to its end; its best time of several, and its largest resident set.
+
+    Args:
+        command: to run.
+        times: how often.
+        forget: a folder to remove before each.
+    """
+    runs = []
+    for _ in range(times):
+        if forget:
+            shutil.rmtree(forget, ignore_errors=True)
+        done = subprocess.run(
+            [sys.executable, "-S", "-c", LAUNCHER, *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+        runs.append([float(word) for word in done.stdout.split()])
+    return Run(min(run[0] for run in runs), max(run[1] for run in runs))
 
 
-def merge_command(expression: str, paths: dict[str, Path], out: Path) -> list[str | Path]:
+def merge_command(expression: str, paths: Mapping[str, Path], out: Path) -> list[str | Path]:
     named = [f"{name}={path}" for name, path in paths.items()]
     return [sys.executable, "-m", "stages.merge", "--expression", expression, *named, "--out", out]
 
 
-def rms_errors(paths: dict[str, Path], folder: Path) -> tuple[float, float]:
-    """Compare the deepest recipe with float64: ours, and float64 rounded once to float16."""
-    out = folder / "deepest.safetensors"
-    timed(merge_command(DEEPEST, paths, out))
+def time_methods(options: argparse.Namespace, paths: Mapping[str, Path], bare: Run) -> None:
+    """Print a line for each method: ours, the floor, sd-mecha's."""
+    out, hashes = options.folder / "out.safetensors", options.folder / ".work"
+    floor = timed([sys.executable, "-S", "-c", FLOOR, *paths.values(), out], options.runs + 1)
+    print(f"| floor | {floor.seconds:.1f} s | | | |")
+    for method in options.methods or METHODS:
+        expression, recipe = METHODS[method]
+        used = {n: path for n, path in paths.items() if n in expression.split("(", 1)[-1]}
+        command = merge_command(expression, used, out)
+        first = timed(command, options.runs, forget=hashes)
+        again = timed(command, options.runs)
+        peak = max(first.peak_mb, again.peak_mb) - bare.peak_mb
+        theirs = None
+        if options.mecha:
+            script = MECHA.format(recipe=recipe)
+            theirs = timed([options.mecha, "-c", script, *paths.values(), out])
+        for label, ours in (("first time", first), ("again", again)):
+            other = "not run"
+            if theirs:
+                other = f"{theirs.seconds:.1f} s, {theirs.peak_mb - bare.peak_mb:,.0f} MB"
+                other += f" | {ours.seconds / theirs.seconds:.3f} x"
+            print(
+                f"| {method}, {label} | {ours.seconds:.1f} s, {peak:,.0f} MB "
+                f"| {ours.seconds / floor.seconds:.2f} x | {other} |",
+                flush=True,
+            )
 
-    def read(path: Path) -> torch.Tensor:
-        with safe_open(path, "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(SAMPLED)
-            return tensor
 
-    a, b, c, d, e, f = (read(paths[name]).double() for name in "abcdef")
-    exact = 0.6 * (0.5 * a + 0.5 * b + 0.5 * (c - d)) + 0.2 * e + 0.2 * f
-    ours, cast = read(out).double(), exact.half().double()
-    out.unlink()
-    return (
-        (ours - exact).square().mean().sqrt().item(),
-        (cast - exact).square().mean().sqrt().item(),
+def digests(paths: Mapping[str, Path], folder: Path) -> set[str]:
+    """Merge with several chunk sizes and thread counts; the SHA-256 of each file."""
+    out = folder / "out.safetensors"
+    found = set()
+    before = torch.get_num_threads()
+    for expression in (SUM, "slerp(a, b, 0.3)"):
+        used = {n: path for n, path in paths.items() if n in expression.split("(", 1)[-1]}
+        hashes = set()
+        for chunk, threads in ((1 << 18, 1), (1 << 18, 2), (1 << 20, 2), (1_000_003, 1)):
+            torch.set_num_threads(threads)
+            merge_files(used, expression, out, "float16", chunk_elements=chunk)
+            hashes.add(sha256_file(out))
+        print(f"{expression}: {len(hashes)} SHA-256 of 4 runs, {min(hashes)[:12]}", flush=True)
+        found |= hashes
+    torch.set_num_threads(before)
+    return found
+
+
+def in_steps(paths: Mapping[str, Path], folder: Path, between: str) -> Path:
+    """Merge the deepest recipe as the graph does: through files of `between`."""
+    made = dict(paths)
+    for name, expression, inputs in STEPS:
+        out = folder / f"{name}.safetensors"
+        earlier = [known for known in ("hybrid", "vodka") if known in expression]
+        used = {n: made[n] for n in (*earlier, *inputs)}
+        dtype = "float16" if name == "cocktail" else between
+        merge_files(used, expression, out, dtype)  # type: ignore[arg-type]
+        made[name] = out
+    return made["cocktail"]
+
+
+def rms_errors(merged: Path, paths: Mapping[str, Path]) -> tuple[float, float, int]:
+    """Compare a file of the deepest recipe with float64, over several tensors.
+
+    Returns:
+        The root of the mean square of its errors; the same of float64 rounded once to float16;
+        how many elements were compared.
+    """
+    keys = [key for key in read_header(merged).tensors if SAMPLED.fullmatch(key)]
+    ours = cast = 0.0
+    count = 0
+    for key in keys:
+        a, b, c, d, e, f = (read(path, key) for path in paths.values())
+        exact = 0.6 * (0.5 * a + 0.5 * b + 0.5 * (c - d)) + 0.2 * e + 0.2 * f
+        ours += (read(merged, key) - exact).square().sum().item()
+        cast += (exact.half().double() - exact).square().sum().item()
+        count += exact.numel()
+    return (ours / count) ** 0.5, (cast / count) ** 0.5, count
+
+
+def read(path: Path, key: str) -> torch.Tensor:
+    """Read one tensor in double precision."""
+    with safe_open(path, "pt") as file:
+        tensor: torch.Tensor = file.get_tensor(key)
+    return tensor.double()
+
+
+def compare_rounding(folder: Path) -> None:
+    """Print the rounding errors of the deepest recipe, in one pass and in steps."""
+    paths = write_models(folder, 6)
+    out = folder / "out.safetensors"
+    merge_files(paths, DEEPEST, out, "float16")
+    rms, cast, count = rms_errors(out, paths)
+    print(f"deepest recipe, RMS error against float64 over {count:,} elements:")
+    print(f"  one cast of float64: {cast:.4e}\n  one pass: {rms:.4e} ({rms / cast:.4f} x)")
+    for between in ("float32", "float16"):
+        rms = rms_errors(in_steps(paths, folder, between), paths)[0]
+        print(f"  in steps through {between} files: {rms:.4e} ({rms / cast:.4f} x)", flush=True)
+    for name, _, _ in STEPS:
+        (folder / f"{name}.safetensors").unlink()
+
+
+def open_with_diffusers(path: Path, config: Path) -> None:
+    """Open a merged file offline, as people will, with SD 1.5's networks built from `config`."""
+    from diffusers import StableDiffusionPipeline
+
+    unet, vae, text_encoder = networks_on_meta()
+    unet.save_config(config / "unet")
+    vae.save_config(config / "vae")
+    text_encoder.config.save_pretrained(config / "text_encoder")
+    write_json(config / "model_index.json", MODEL_INDEX)
+    write_json(config / "scheduler" / "scheduler_config.json", SCHEDULER)
+    write_tokenizer(config / "tokenizer", *tiny_vocabulary())
+    pipeline = StableDiffusionPipeline.from_single_file(
+        path, config=str(config), local_files_only=True, torch_dtype=torch.float16
+    )
+    parts = (pipeline.unet, pipeline.vae, pipeline.text_encoder)
+    count = sum(p.numel() for part in parts for p in part.parameters())
+    print(f"diffusers opens {path.name} offline: {count:,} parameters")
+
+
+def machine() -> str:
+    """Say what this was measured on."""
+    memory = MEMORY_MB.search(Path("/proc/meminfo").read_text())
+    names = ("torch", "safetensors", "diffusers")
+    return json.dumps(
+        {
+            "cores": os.cpu_count(),
+            "memory GB": round(int(memory[1]) / 1e6, 1) if memory else None,
+            "python": platform.python_version(),
+            **{name: version(name) for name in names},
+        }
     )
 
 
@@ -126,48 +282,30 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mecha", metavar="PYTHON")
-    options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    paths = write_models(options.folder, 3)
-    names = dict(zip("abc", paths, strict=True))
-    out = options.folder / "out.safetensors"
-    bare = timed([sys.executable, "-c", "import torch"])
-    print(f"bare torch import: {bare.seconds:.1f} s, {bare.peak_mb:.0f} MB")
-    timed([sys.executable, "-c", FLOOR, *paths, out])  # the files are in the cache from here on
-    floor = timed([sys.executable, "-c", FLOOR, *paths, out])
-    print(f"floor, reading 6.4 GB and writing and hashing 2.1 GB: {floor.seconds:.1f} s")
-    for method, (expression, recipe) in METHODS.items():
-        used = {name: path for name, path in names.items() if name in expression.split("(", 1)[-1]}
-        ours = timed(merge_command(expression, used, out))
-        digest = hashlib.file_digest(out.open("rb"), "sha256").hexdigest()[:12]
-        line = (
-            f"{method}: {ours.seconds:.1f} s ({ours.seconds / floor.seconds:.2f} x the floor), "
-            f"{ours.peak_mb - bare.peak_mb:.0f} MB above torch, SHA-256 {digest}"
-        )
-        if options.mecha:
-            script = MECHA.format(recipe=recipe)
-            theirs = timed([options.mecha, "-c", script, *paths, out])
-            line += (
-                f"; sd-mecha {theirs.seconds:.1f} s, {theirs.peak_mb - bare.peak_mb:.0f} MB: "
-                f"{ours.seconds / theirs.seconds:.3f} x its time"
-            )
-        print(line, flush=True)
-    again = [
-        subprocess.run(
-            [str(w) for w in merge_command(METHODS["60/20/20"][0], names, out)],
-            env={**os.environ, "OMP_NUM_THREADS": threads},
-            stdout=subprocess.DEVNULL,
-            check=True,
-        )
-        and hashlib.file_digest(out.open("rb"), "sha256").hexdigest()
-        for threads in ("1", "2")
-    ]
-    print(f"60/20/20 twice, with one thread and with two: equal is {again[0] == again[1]}")
-    six = write_models(options.folder, 6)
-    ours_rms, cast_rms = rms_errors(dict(zip("abcdef", six, strict=True)), options.folder)
-    print(
-        f"deepest recipe, RMS error against float64: {ours_rms:.3e}; one cast alone {cast_rms:.3e}"
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="of ours (default: 3)")
+    parser.add_argument(
+        "--only", choices=("speed", "bytes", "rounding", "open"), help="one question alone"
     )
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="to time (default: all)")
+    options = parser.parse_args()
+    options.folder = options.folder.resolve()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["DVC_ROOT"] = str(options.folder)  # where hashes are remembered
+    paths = write_models(options.folder, 3)
+    out = options.folder / "out.safetensors"
+    wanted = [options.only] if options.only else ["speed", "bytes", "rounding", "open"]
+    print(machine())
+    if "speed" in wanted:
+        bare = timed([sys.executable, "-c", "import torch"], 2)
+        print(f"bare torch import: {bare.seconds:.1f} s, {bare.peak_mb:.0f} MB")
+        time_methods(options, paths, bare)
+    if "bytes" in wanted:
+        digests(paths, options.folder)
+    if "rounding" in wanted:
+        compare_rounding(options.folder)
+    if "open" in wanted:
+        merge_files(paths, SUM, out, "float16")
+        open_with_diffusers(out, options.folder / "config")
     out.unlink()
 
 

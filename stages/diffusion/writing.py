@@ -1,0 +1,178 @@
+"""New files of weights: whole or absent, hashed on the way, written past the page cache."""
+
+import errno
+import hashlib
+import mmap
+import os
+import queue
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.harness.files import replacing
+
+BLOCK_BYTES = 1 << 22
+BLOCKS = 4  # filled or on their way to the disk
+PAGE_BYTES = 4096  # direct writes begin and end at its multiples
+NO_ROOM = "an older file of this name is as it was"
+
+
+class Output:
+    """A file of weights that grows block by block, while a thread hashes and writes.
+
+    Blocks go straight from memory to the disk where system and file system let them: copying
+    gigabytes into the page cache takes longer than merging them, and drives out the inputs.
+    """
+
+    def __init__(self, path: Path, header_length: int) -> None:
+        """Open a new file.
+
+        Args:
+            path: of the file.
+            header_length: bytes left free at its beginning, for `finish` to fill.
+        """
+        self.path, self.header_length = path, header_length
+        self.descriptor, self.is_direct = _opened(path)
+        self.hash = hashlib.sha256()
+        self.size = 0  # bytes handed to the writing thread
+        self.unhashed = header_length  # of these, the header is no tensor
+        self.memory = memoryview(mmap.mmap(-1, BLOCK_BYTES * BLOCKS))  # begins at a page
+        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for number in range(BLOCKS):
+            self.free.put(number)
+        self.block = self.free.get()
+        self.filled = 0
+        self.pool = ThreadPoolExecutor(1)
+        self.waiting: deque[Future[None]] = deque()
+        self._fill(bytes(header_length))
+
+    def write(self, content: memoryview | bytes) -> None:
+        """Add bytes of tensors; they may change once this returns.
+
+        Raises:
+            OSError: if an earlier block could not be written.
+        """
+        self._fill(content)
+
+    def finish(self) -> str:
+        """Write what is left; give the SHA-256 of all tensors, 64 hex digits.
+
+        Raises:
+            OSError: if a block could not be written.
+        """
+        size = self.size + self.filled
+        self._hand_over()
+        while self.waiting:
+            self.waiting.popleft().result()
+        os.ftruncate(self.descriptor, size)  # the last page may be no whole one
+        return self.hash.hexdigest()
+
+    def write_header(self, header: bytes) -> None:
+        """Fill the beginning, of the length that was left free, once all else is written."""
+        assert len(header) == self.header_length
+        with self.path.open("r+b") as file:
+            file.write(header)
+
+    def close(self) -> None:
+        """End the thread and close the file."""
+        self.pool.shutdown(cancel_futures=True)
+        os.close(self.descriptor)
+
+    def _fill(self, content: memoryview | bytes) -> None:
+        rest = memoryview(content)
+        while rest:
+            count = min(len(rest), BLOCK_BYTES - self.filled)
+            start = self.block * BLOCK_BYTES + self.filled
+            self.memory[start : start + count] = rest[:count]
+            self.filled += count
+            rest = rest[count:]
+            if self.filled == BLOCK_BYTES:
+                self._hand_over()
+
+    def _hand_over(self) -> None:
+        """Give the block to the thread, and take another when one is free."""
+        self.waiting.append(self.pool.submit(self._written, self.block, self.filled))
+        self.size += self.filled
+        if len(self.waiting) == BLOCKS:
+            self.waiting.popleft().result()
+        self.block, self.filled = self.free.get(), 0
+
+    def _written(self, number: int, length: int) -> None:
+        start = number * BLOCK_BYTES
+        skipped = min(self.unhashed, length)
+        self.unhashed -= skipped
+        self.hash.update(self.memory[start + skipped : start + length])
+        whole = -(-length // PAGE_BYTES) * PAGE_BYTES if self.is_direct else length
+        self._write_out(self.memory[start : start + whole])
+        self.free.put(number)
+
+    def _write_out(self, content: memoryview) -> None:
+        while content:
+            try:
+                count = os.write(self.descriptor, content)
+            except OSError as error:
+                if not (self.is_direct and error.errno == errno.EINVAL):
+                    raise
+                count = 0
+            content = content[count:]
+            if content and self.is_direct:  # what is left may begin in the middle of a page
+                self._through_the_cache()
+
+    def _through_the_cache(self) -> None:
+        position = os.lseek(self.descriptor, 0, os.SEEK_CUR)
+        os.close(self.descriptor)
+        self.descriptor, self.is_direct = os.open(self.path, os.O_WRONLY), False
+        os.lseek(self.descriptor, position, os.SEEK_SET)
+
+
+@contextmanager
+def writing(path: Path, header_length: int, size: int) -> Iterator[Output]:
+    """Open a file that is whole in the end, or not there; an older one stays till then.
+
+    Args:
+        path: of the file to be.
+        header_length: bytes left free at its beginning.
+        size: that it will have; a disk without that much room is known before the work.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
+    try:
+        with replacing(path) as scratch:
+            if (free := free_bytes(path)) < size:
+                raise OSError(
+                    errno.ENOSPC, f"No room for {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+                )
+            output = Output(scratch, header_length)
+            try:
+                yield output
+            finally:
+                output.close()
+    except OSError as error:
+        if error.filename is not None:  # of a file that was read
+            raise
+        raise OSError(
+            error.errno, f"{error.strerror} (writing weights; {NO_ROOM})", str(path)
+        ) from error
+
+
+def free_bytes(path: Path) -> int:
+    """Tell how much room there is where a file is to be; its folder need not be there yet."""
+    return shutil.disk_usage(
+        next(folder for folder in path.absolute().parents if folder.is_dir())
+    ).free
+
+
+def _opened(path: Path) -> tuple[int, bool]:
+    """Open a new file for direct writing, or, where that does not exist, for writing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    if hasattr(os, "O_DIRECT"):
+        try:
+            return os.open(path, flags | os.O_DIRECT, 0o666), True
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+    return os.open(path, flags, 0o666), False
