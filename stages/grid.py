@@ -9,15 +9,17 @@ import argparse
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from stages.choice.scorebook import ScoreBook
 from stages.choice.scores import Score, write_scores
-from stages.harness.files import sha256_file, sha256_folder, sha256_json, write_json
+from stages.harness.files import sha256_folder, sha256_json, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -38,12 +40,18 @@ from stages.images.cells import (
     publish,
     read_manifest,
 )
+from stages.images.known_hash import KnownHashes
 from stages.images.sheet import Row, Sheet, pages
 
 if TYPE_CHECKING:
+    from stages.diffusion.crew import Crew
+    from stages.diffusion.model import Models
+    from stages.diffusion.render import Easel
     from stages.diffusion.scorer import Scorer
 
-Draw = Callable[[list[Cell]], list[Image.Image]]  # a full batch of one size
+Easels = dict[tuple[object, ...], "Easel"]  # by dtype and the like
+WRITERS = 2  # threads that encode and write pictures while the next are drawn
+Draw = Callable[[list[Cell]], list[Image.Image]]  # a full batch of one size and setting
 # What one picture may die of: too little memory, a shape that the UNet cannot halve, NaN.
 CELL_ERRORS = (RuntimeError, ValueError, ArithmeticError)
 
@@ -67,92 +75,195 @@ def run_cells(
         group: names the grid.
         weights: by model; drawn one model after the other.
         config: the diffusers folder that describes them all.
-        out: one folder per model, and cells.json.
+        out: one folder per model, and cells.json; what an older grid there holds is not drawn
+            again.
         report: counts, JSON.
         params: the section `grid`.
 
     Raises:
         FileExistsError: if `out` holds something else than a grid.
-        RuntimeError: if not one cell could be drawn.
+        ValueError: if not one cell could be drawn.
     """
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
-    columns = _columns(weights, config, params)
+    drawing = _comfy_version(params) if params.engine == "comfyui" else None
+    columns = _columns(weights, config, params, drawing)
     cache = CellCache(work_dir("cells"))
-    with exclusive(work_dir("grid") / group):  # an orphan may still be drawing
-        failures = draw_missing(group, columns, config, cache)
-        entries = [entry for column in columns for entry in _entries(column, failures)]
-        if all(entry.failed for entry in entries):
-            raise RuntimeError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
-        settings = {
-            "negative_prompt": params.negative_prompt,
-            "sampler": params.sampler,
-            "steps": params.steps,
-            "guidance": params.guidance,
-            "dtype": params.dtype,
-            "batch_size": params.batch_size,
-            "drawing": drawing_version(),
-        }
-        models = {column.name: column.sha256 for column in columns}
-        with replacing_folder(out, "*") as scratch:
-            cells = [cell for column in columns for cell in column.cells]
-            publish(scratch, Manifest(group, models, settings, entries), cache, cells)
+    with _crew() as crew, _held_once(work_dir("grid") / group, crew):
+        if crew.rank == 0:
+            _adopt(out, columns, cache)
+        missing = _missing(columns, cache)
+        missing = crew.gathered(missing)[0]  # others may have looked when some was drawn
+        if params.engine == "comfyui":
+            failures = _draw_on_servers(group, columns, missing, cache, params)
+        else:
+            failures = draw_missing(group, columns, missing, config, cache, crew)
+        failures = {k: v for part in crew.gathered(failures) for k, v in part.items()}
+        if crew.rank == 0:
+            _publish(group, columns, failures, cache, out, params)
+            drawn = {cell.address for cells in missing.values() for cell in cells}
+            write_json(report, _counts(columns, failures, len(drawn - failures.keys())))
+
+
+def _crew() -> AbstractContextManager["Crew"]:
+    """Join other processes only where there are any: torch takes seconds to import."""
+    from stages.diffusion.crew import crew
+
+    return crew()
+
+
+@contextmanager
+def _held_once(folder: Path, crew: "Crew") -> Iterator[None]:
+    """Hold the scratch for the whole crew; an orphan may still be drawing."""
+    if crew.rank:
+        yield
+    else:
+        with exclusive(folder):
+            yield
+
+
+def _adopt(out: Path, columns: Sequence[Column], cache: CellCache) -> None:
+    """Take in what an older grid holds, as one that came with `dvc pull`."""
+    if not (out / MANIFEST).is_file():
+        return
+    wanted = {cell.address: cell for column in columns for cell in column.cells}
+    for entry in read_manifest(out).entries:
+        if entry.file and entry.address in wanted:
+            cache.adopt(wanted[entry.address], out / entry.file)
+
+
+def _missing(columns: Sequence[Column], cache: CellCache) -> dict[str, list[Cell]]:
+    return {c.name: [cell for cell in c.cells if not cache.find(cell)] for c in columns}
+
+
+def _publish(
+    group: str,
+    columns: Sequence[Column],
+    failures: dict[str, str],
+    cache: CellCache,
+    out: Path,
+    params: GridParams,
+) -> None:
+    categories = {(p.text, p.negative): p.category for p in params.all_prompts()}
+    entries = [
+        entry for column in columns for entry in _entries(column, failures, categories, params)
+    ]
+    if all(entry.failed for entry in entries):
+        raise ValueError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
+    settings = {
+        "negative_prompt": params.negative_prompt,
+        "sampler": params.sampler,
+        "steps": params.steps,
+        "guidance": params.guidance,
+        "clip_skip": params.clip_skip,
+        "dtype": params.dtype,
+        "batch_size": params.batch_size,
+        "compile": params.compile,
+        "vae_tile_px": params.vae_tile_px,
+        "engine": params.engine,
+        "drawing": columns[0].cells[0].drawing,
+    }
+    models = {column.name: column.sha256 for column in columns}
+    with replacing_folder(out, "*") as scratch:
+        cells = [cell for column in columns for cell in column.cells]
+        publish(scratch, Manifest(group, models, settings, entries), cache, cells)
+
+
+def _counts(columns: Sequence[Column], failures: dict[str, str], drawn: int) -> dict[str, Any]:
     failed = {c.name: sum(cell.address in failures for cell in c.cells) for c in columns}
-    write_json(
-        report,
-        {
-            "models": len(columns),
-            "cells": len(entries),
-            "failed": sum(failed.values()),
-            "failed_by_model": {name: count for name, count in failed.items() if count},
-        },
-    )
+    cells = sum(len(column.cells) for column in columns)
+    return {
+        "models": len(columns),
+        "cells": cells,
+        "drawn": drawn,
+        "reused": cells - drawn - sum(failed.values()),
+        "failed": sum(failed.values()),
+        "failed_by_model": {name: count for name, count in failed.items() if count},
+    }
 
 
 def draw_missing(
-    group: str, columns: Sequence[Column], config: Path, cache: CellCache
+    group: str,
+    columns: Sequence[Column],
+    missing: dict[str, list[Cell]],
+    config: Path,
+    cache: CellCache,
+    crew: "Crew",
 ) -> dict[str, str]:
-    """Draw what the cache does not hold, model by model.
+    """Draw what the cache does not hold, model by model, this process's share of it.
 
     Returns:
         By address, why a cell failed.
     """
-    missing = {column.name: [c for c in column.cells if not cache.find(c)] for column in columns}
-    total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
-    print(
-        f"grid {group}: {wanted:,} cells of {len(columns)} models, "
-        f"{wanted - total:,} drawn before, {total:,} to draw",
-        flush=True,
-    )
+    say_plan(group, columns, missing, crew)
     failures: dict[str, str] = {}
+    shares = {
+        column.name: list(batches(missing[column.name]))[crew.rank :: crew.size]
+        for column in columns
+    }
+    total = sum(len(batch) for share in shares.values() for batch in share)
     progress = Progress(f"grid {group}", total)
-    for column in columns:
-        if missing[column.name]:
-            draw = open_model(column.weights, config)
-            for batch in batches(missing[column.name]):
-                for cell, drawn in draw_batch(draw, batch).items():
-                    if isinstance(drawn, Image.Image):
-                        cache.put(cell, drawn)
+    easels: Easels = {}  # lives as long as the job: models of one kind take each other's place
+    with ThreadPoolExecutor(WRITERS) as pool:
+        writing: list[Future[Path]] = []
+        for column in columns:
+            draw = open_model(column.weights, config, easels) if shares[column.name] else None
+            for batch in shares[column.name]:
+                assert draw
+                drawn = draw_batch(draw, batch)
+                _wait(writing)  # for the last batch: no more than one is ever unwritten
+                for cell, picture in drawn.items():
+                    if isinstance(picture, Image.Image):
+                        writing.append(pool.submit(cache.put, cell, picture))
                     else:
-                        failures[cell.address] = f"{type(drawn).__name__}: {drawn}"
-                        print(
-                            f"{column.name}, seed {cell.seed}, {cell.prompt!r}: {drawn}", flush=True
-                        )
+                        failures[cell.address] = _told(column.name, cell, picture)
                     progress.advance()
-            del draw
-            gc.collect()  # one model in memory at a time
+            gc.collect()
+        _wait(writing)
     if total:
         progress.close()
     return failures
 
 
+def say_plan(
+    group: str, columns: Sequence[Column], missing: dict[str, list[Cell]], crew: "Crew"
+) -> None:
+    """Say what will be drawn, once for the whole crew."""
+    total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
+    if crew.rank == 0:
+        print(
+            f"grid {group}: {wanted:,} cells of {len(columns)} models, "
+            f"{wanted - total:,} drawn before, {total:,} to draw",
+            flush=True,
+        )
+
+
+def _wait(writing: list["Future[Path]"]) -> None:
+    """Wait until pictures are written, and raise what befell them."""
+    for future in writing:
+        future.result()
+    writing.clear()
+
+
+def _told(model: str, cell: Cell, error: Exception) -> str:
+    """Say that a cell failed, and give the reason as the manifest keeps it."""
+    print(f"{model}, seed {cell.seed}, {cell.prompt!r}: {error}", flush=True)
+    return f"{type(error).__name__}: {error}"
+
+
 def batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """Group cells of one size, in their order, as many as are drawn at once."""
-    for _, same in itertools.groupby(cells, key=lambda cell: (cell.width, cell.height)):
-        of_one_size = list(same)
-        size = of_one_size[0].batch_size
-        for start in range(0, len(of_one_size), size):
-            yield of_one_size[start : start + size]
+    """Group cells of one size and setting, in their order, as many as are drawn at once."""
+    for _, same in itertools.groupby(cells, key=_drawn_alike):
+        alike = list(same)
+        size = alike[0].batch_size
+        for start in range(0, len(alike), size):
+            yield alike[start : start + size]
+
+
+def _drawn_alike(cell: Cell) -> tuple[object, ...]:
+    """Tell what all cells of a batch have in common."""
+    shape = (cell.width, cell.height, cell.negative_prompt)
+    return (*shape, cell.sampler, cell.steps, cell.guidance, cell.clip_skip)
 
 
 def draw_batch(draw: Draw, batch: list[Cell]) -> dict[Cell, Image.Image | Exception]:
@@ -170,17 +281,32 @@ def draw_batch(draw: Draw, batch: list[Cell]) -> dict[Cell, Image.Image | Except
     return {cell: drawn for one in batch for cell, drawn in draw_batch(draw, [one]).items()}
 
 
-def open_model(weights: Path, config: Path) -> Draw:
-    """Load a model when its first batch is drawn, as that batch wants it."""
-    from stages.diffusion.render import open_models
+def open_model(weights: Path, config: Path, easels: "Easels") -> Draw:
+    """Load a model when its first batch is drawn, as that batch wants it.
+
+    Args:
+        weights: of the model.
+        config: the diffusers folder that describes it.
+        easels: hold the last model that was drawn as a kind of batch wants it; its place is taken.
+    """
+    from stages.diffusion.render import Easel
     from stages.diffusion.sample import SamplingParams, draw
 
-    loaded = {}
+    loaded: dict[tuple[object, ...], Models] = {}
 
     def draw_cells(cells: list[Cell]) -> list[Image.Image]:
         cell = cells[0]
-        if cell.dtype not in loaded:
-            loaded[cell.dtype] = open_models(weights, config, cell.dtype)
+        kind = (cell.dtype, cell.compile, cell.vae_tile_px)
+        if kind not in easels:
+            easels[kind] = Easel(
+                config,
+                cell.dtype,
+                compiled=cell.compile,
+                tile_px=cell.vae_tile_px,
+                cache=work_dir("compiled"),
+            )
+        if kind not in loaded:
+            loaded[kind] = easels[kind].put(weights)
         sampling = SamplingParams(
             sampler=cell.sampler,
             steps=cell.steps,
@@ -188,39 +314,67 @@ def open_model(weights: Path, config: Path) -> Draw:
             negative_prompt=cell.negative_prompt,
         )
         return draw(
-            loaded[cell.dtype],
+            loaded[kind],
             [cell.prompt for cell in cells],
             [cell.seed for cell in cells],
             cell.width,
             cell.height,
             sampling,
+            cell.clip_skip,
         )
 
     return draw_cells
 
 
-def _columns(weights: dict[str, Path], config: Path, params: GridParams) -> list[Column]:
+def _columns(
+    weights: dict[str, Path], config: Path, params: GridParams, drawing: str | None
+) -> list[Column]:
     config_sha256 = sha256_folder(config)
+    known = KnownHashes(work_dir("grid") / "hashes.jsonl")
     columns = []
     for name, path in weights.items():
-        sha256 = sha256_file(path)
-        columns.append(Column(name, path, sha256, planned_cells(params, sha256, config_sha256)))
+        sha256 = known.sha256(path)
+        cells = planned_cells(params, sha256, config_sha256, drawing)
+        columns.append(Column(name, path, sha256, cells))
     return columns
 
 
-def _entries(column: Column, failures: dict[str, str]) -> Iterator[Entry]:
+def _entries(
+    column: Column,
+    failures: dict[str, str],
+    categories: dict[tuple[str, str], str],
+    params: GridParams,
+) -> Iterator[Entry]:
     for number, cell in enumerate(column.cells, start=1):
-        failed = failures.get(cell.address)
+        address = cell.address
+        failed = failures.get(address)
         yield Entry(
             model=column.name,
             prompt=cell.prompt,
             seed=cell.seed,
             width=cell.width,
             height=cell.height,
-            address=cell.address,
+            address=address,
             file=None if failed else entry_name(column.name, number),
             failed=failed,
+            negative_prompt=cell.negative_prompt,
+            category=categories[cell.prompt, cell.negative_prompt],
+            setting=params.label(cell),
         )
+
+
+def _comfy_version(params: GridParams) -> str:
+    raise NotImplementedError
+
+
+def _draw_on_servers(
+    group: str,
+    columns: Sequence[Column],
+    missing: dict[str, list[Cell]],
+    cache: CellCache,
+    params: GridParams,
+) -> dict[str, str]:
+    raise NotImplementedError
 
 
 def run_sheet(cells: Path, out: Path, columns: Sequence[str], params: SheetParams) -> None:

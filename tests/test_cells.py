@@ -21,8 +21,11 @@ CELL = Cell(
     sampler="euler",
     steps=15,
     guidance=5.0,
+    clip_skip=1,
     dtype="float32",
     batch_size=1,
+    compile=False,
+    vae_tile_px=0,
     drawing="1",
 )
 GRID = """
@@ -34,9 +37,15 @@ grid:
   sampler: euler
   steps: 2
   guidance: 5.0
+  clip_skip: 1
   dtype: float32
   batch_size: 4
-  sheet: {scale: 2, max_side_px: 16383}
+  compile: false
+  vae_tile_px: 0
+  engine: torch
+  axes: {replace: [], sampler: [], steps: [], guidance: [], clip_skip: []}
+  comfyui: {servers: [], workflow: w.json, timeout_s: 60.0}
+  sheet: {scale: 2, max_side_px: 16383, format: png, quality: 90}
 """
 
 
@@ -51,12 +60,13 @@ def test_whatever_determines_a_picture_changes_its_address() -> None:
     for field in dataclasses.fields(Cell):
         value = getattr(CELL, field.name)
         changed: Any = value + "x" if isinstance(value, str) else value + 1
+        changed = not value if isinstance(value, bool) else changed
         addresses.add(dataclasses.replace(CELL, **{field.name: changed}).address)
     assert len(addresses) == 1 + len(dataclasses.fields(Cell))
 
 
 def test_the_address_of_a_cell_never_changes() -> None:
-    assert CELL.address.startswith("04627927"), (
+    assert CELL.address.startswith("090b246b"), (
         "every picture that anybody drew would be drawn again"
     )
 
@@ -79,7 +89,7 @@ def test_one_more_prompt_leaves_the_other_addresses_as_they_were(tmp_path: Path)
     assert len(after) - len(before) == 4
 
 
-def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
+def test_the_cache_keeps_pixels_and_how_they_were_drawn_and_nothing_else(tmp_path: Path) -> None:
     cache = CellCache(tmp_path / "cells")
     assert cache.find(CELL) is None
     picture = Image.radial_gradient("L").convert("RGB")
@@ -91,7 +101,19 @@ def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
     assert cache.find(CELL) == path
     with Image.open(path) as kept:
         assert kept.tobytes() == picture.tobytes()
-        assert not kept.info
+        assert kept.info == {"parameters": CELL.parameters}
+
+
+def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
+    cell = dataclasses.replace(
+        CELL, negative_prompt="blurry", sampler="dpmpp_2m_karras", clip_skip=2, guidance=7.5
+    )
+    assert cell.parameters == (
+        "red apple\n"
+        "Negative prompt: blurry\n"
+        "Steps: 15, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, "
+        "Size: 64x96, Model hash: w, Clip skip: 2"
+    )
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

@@ -20,8 +20,10 @@ from stages.diffusion.sample import SAMPLERS, SamplingParams, draw
 from stages.harness.named import named_weights
 from stages.images.cells import (
     DRAWING_VERSION,
+    AxesParams,
     Cell,
     CellCache,
+    ComfyParams,
     GridParams,
     SheetParams,
     read_manifest,
@@ -37,9 +39,15 @@ PARAMS = GridParams(
     sampler="euler",
     steps=2,
     guidance=3.0,
+    clip_skip=1,
     dtype="float32",
     batch_size=3,
-    sheet=SheetParams(scale=1, max_side_px=4000),
+    compile=False,
+    vae_tile_px=0,
+    engine="torch",
+    axes=AxesParams(replace=[], sampler=[], steps=[], guidance=[], clip_skip=[]),
+    comfyui=ComfyParams(servers=[], workflow="", timeout_s=10),
+    sheet=SheetParams(scale=1, max_side_px=4000, format="png", quality=90),
 )
 CELLS = 8  # of each model
 KILLED_AFTER = 11  # cells: in the second model, where a batch ends
@@ -90,7 +98,7 @@ def cached(scratch: Path) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in scratch.glob("cells/*/*.png")}
 
 
-def fake_model(weights: Path, config: Path) -> grid.Draw:
+def fake_model(weights: Path, config: Path, easels: grid.Easels) -> grid.Draw:
     def draw_cells(cells: list[Cell]) -> list[Image.Image]:
         assert len(cells) == PARAMS.batch_size, "kernels round by the size of a batch"
         return [Image.new("RGB", (c.width, c.height), (c.seed, len(c.prompt), 0)) for c in cells]
@@ -152,8 +160,8 @@ from stages.harness.named import named_weights
 from tests.test_grid import PARAMS, fake_model
 
 left = {KILLED_AFTER}
-def open_model(weights, config):
-    draw = fake_model(weights, config)
+def open_model(weights, config, easels):
+    draw = fake_model(weights, config, easels)
     def draw_cells(cells):
         global left
         if left <= 0:
@@ -176,7 +184,8 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_alike(
     ended = subprocess.run(command, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     drawn = cached(scratch)
-    assert len(drawn) == KILLED_AFTER
+    # of what was drawn, the last batch may still have been on its way to the disk
+    assert KILLED_AFTER - PARAMS.batch_size <= len(drawn) <= KILLED_AFTER
     assert not out.exists()
     monkeypatch.setattr(grid, "open_model", fake_model)
     run_cells(zoo, out)
@@ -189,8 +198,8 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_alike(
 def test_a_cell_that_fails_is_marked_and_drawn_when_it_can_be(
     zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def open_model(weights: Path, config: Path) -> grid.Draw:
-        draw_cells = fake_model(weights, config)
+    def open_model(weights: Path, config: Path, easels: grid.Easels) -> grid.Draw:
+        draw_cells = fake_model(weights, config, easels)
 
         def fails_once(cells: list[Cell]) -> list[Image.Image]:
             wanted = {(cell.prompt, cell.seed, cell.width) for cell in cells}
@@ -223,7 +232,7 @@ def test_a_model_of_broken_weights_is_marked_and_a_grid_of_nothing_else_fails(
     file = tmp_path / "broken.safetensors"
     save_single_file(file, broken, zoo.sd.vae, zoo.sd.text_encoder, {})
     params = dataclasses.replace(PARAMS, guidance=1e38)  # times 1000 is infinite in float32
-    with pytest.raises(RuntimeError, match=r"every cell failed.*not a finite picture"):
+    with pytest.raises(ValueError, match=r"every cell failed.*not a finite picture"):
         grid.run_cells(
             "bad", {"broken": file}, zoo.config, tmp_path / "out", tmp_path / "r.json", params
         )
@@ -328,7 +337,8 @@ def test_the_drawing_code_draws_what_its_version_stands_for(
 def test_a_cell_may_be_drawn_by_two_at_once(scratch: Path) -> None:
     cell = Cell(
         weights="w", config="c", prompt="p", negative_prompt="", seed=1, width=8, height=8,
-        sampler="euler", steps=1, guidance=1.0, dtype="float32", batch_size=1, drawing="1",
+        sampler="euler", steps=1, guidance=1.0, clip_skip=1, dtype="float32", batch_size=1,
+        compile=False, vae_tile_px=0, drawing="1",
     )  # fmt: skip
     caches = [CellCache(scratch / "cells") for _ in range(2)]
     picture = Image.new("RGB", (8, 8))

@@ -14,7 +14,13 @@ from stages.images.sheet import Row, Sheet, load_font, pages, wrapped
 
 LONG_PROMPT = "a very long prompt about one red apple, glossy, " * 12
 LONG_NAME = "hybrid-difference-of-the-third-version_minus_the-first.epoch_010"
-PARAMS = SheetParams(scale=1, max_side_px=4000)
+
+
+def sheet_params(scale: int, max_side_px: int, format_: str = "png") -> SheetParams:
+    return SheetParams(scale=scale, max_side_px=max_side_px, format=format_, quality=90)
+
+
+PARAMS = sheet_params(1, 4000)
 Drawn = list[tuple[str, tuple[float, float, float, float], tuple[int, int]]]
 
 
@@ -95,7 +101,7 @@ def test_labels_do_not_run_into_each_other(tmp_path: Path, drawn: Drawn) -> None
 
 def test_cells_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, prompts=["a"], seeds=1, columns=["x"])
-    (page,) = pages(sheet, SheetParams(scale=3, max_side_px=4000))
+    (page,) = pages(sheet, sheet_params(3, 4000))
     assert cells_on(page, side=192) == {(0, 0): 192 * 192}
 
 
@@ -105,7 +111,7 @@ def test_a_large_sheet_is_split_and_no_cell_is_lost_or_doubled(
 ) -> None:
     columns = [f"model {i}" for i in range(7)]
     sheet = make_sheet(tmp_path, prompts=["a", "b", "c", "d"], seeds=3, columns=columns)
-    drawn = list(pages(sheet, SheetParams(scale=1, max_side_px=max_side_px)))
+    drawn = list(pages(sheet, sheet_params(1, max_side_px)))
     assert len(drawn) > 1
     found = [cell for page in drawn for cell in cells_on(page)]
     assert len(found) == len(set(found)) == 7 * 12
@@ -114,7 +120,7 @@ def test_a_large_sheet_is_split_and_no_cell_is_lost_or_doubled(
 
 def test_a_prompts_rows_stay_on_one_page(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, prompts=["a", "b", "c"], seeds=3, columns=["x"])
-    for page in pages(sheet, SheetParams(scale=1, max_side_px=600)):
+    for page in pages(sheet, sheet_params(1, 600)):
         rows = {row for _, row in cells_on(page)}
         assert rows in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
 
@@ -168,7 +174,7 @@ def test_sheets_of_a_grid_are_named_by_size_and_take_the_columns_asked_for(
     assert [s.columns for s in seen] == [("b", "a"), ("b", "a")]
     with pytest.raises(ValueError, match="no model 'c' in this grid; it holds a, b"):
         grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", ["c"], PARAMS)
-    small = SheetParams(scale=1, max_side_px=10)
+    small = sheet_params(1, 10)
     grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", [], small)
     names = sorted(p.name for p in (tmp_path / "sheets").iterdir())
     assert names == ["64x64_1.png", "64x64_2.png", "96x96_1.png", "96x96_2.png"]
