@@ -23,6 +23,7 @@ from stages.page.samples import (
     pick_samples,
     read_split,
 )
+from stages.page.viewer import VIEWER, write_viewer
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -142,6 +143,7 @@ class Site:
     curves: list[Curve] = field(default_factory=list)
     sheets: dict[str, list[Picture]] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
+    viewed: list[str] = field(default_factory=list)  # grids that the viewer shows
     missing: list[str] = field(default_factory=list)
 
 
@@ -187,6 +189,8 @@ def make_site(
             picture = _beside(folder, page.path, f"sheets/{_plain(grid)}-{number:02}.png")
             shown = Picture(picture, page.width, page.height, page.label)
             site.sheets.setdefault(grid, []).append(shown)
+    gone = [name.removeprefix("grid ") for name in left_over if name.startswith("grid ")]
+    site.viewed = write_viewer(folder, sources.reports, order, gone, title)
     _add_release_pictures(site, folder, findings, sources.reports)
     if findings.release and sources.release:
         path = sources.release / f"{findings.release['name']}.safetensors"
@@ -244,7 +248,9 @@ def render(site: Site) -> str:
         "words": lambda name: str(name).replace("_", " "),
         "anchor": _plain,
     }
-    text: str = environment.get_template("page.html.j2").render(site=site, hashes=HASHES)
+    text: str = environment.get_template("page.html.j2").render(
+        site=site, hashes=HASHES, viewer=VIEWER
+    )
     return text
 
 
