@@ -41,6 +41,7 @@ from stages.images.cells import (
     read_manifest,
 )
 from stages.images.known_hash import KnownHashes
+from stages.images.page_file import SUFFIX, save_page
 from stages.images.sheet import Row, Sheet, pages
 
 if TYPE_CHECKING:
@@ -382,7 +383,8 @@ def run_sheet(cells: Path, out: Path, columns: Sequence[str], params: SheetParam
 
     Args:
         cells: a grid that `run_cells` published.
-        out: comes to hold WIDTHxHEIGHT.png, or WIDTHxHEIGHT_1.png and on.
+        out: comes to hold WIDTHxHEIGHT.png, or WIDTHxHEIGHT_1.png and on; .jpg or .webp, if the
+            params say so.
         columns: models to show, in this order; none shows all.
         params: the section `grid.sheet`.
 
@@ -393,32 +395,48 @@ def run_sheet(cells: Path, out: Path, columns: Sequence[str], params: SheetParam
     if unknown := [name for name in columns if name not in manifest.models]:
         known = ", ".join(manifest.models)
         raise ValueError(f"{cells}: no model {unknown[0]!r} in this grid; it holds {known}")
-    with replacing_folder(out, "*.png") as scratch:
+    suffix = SUFFIX[params.format]
+    with replacing_folder(out, "*x*.*") as scratch:
         for sheet in sheets(manifest, cells, columns or list(manifest.models)):
             name = f"{sheet.width}x{sheet.height}"
             for number, page in enumerate(pages(sheet, params), start=1):
-                page.save(scratch / f"{name}_{number}.png")
+                path = scratch / f"{name}_{number}{suffix}"
+                save_page(page, path, params.format, params.quality)
                 print(f"{sheet.title}, page {number}: {page.width:,} x {page.height:,} px")
-            if not (scratch / f"{name}_2.png").exists():
-                (scratch / f"{name}_1.png").rename(scratch / f"{name}.png")
+            if not (scratch / f"{name}_2{suffix}").exists():
+                (scratch / f"{name}_1{suffix}").rename(scratch / f"{name}{suffix}")
 
 
 def sheets(manifest: Manifest, cells: Path, columns: Sequence[str]) -> Iterator[Sheet]:
-    """Arrange a grid's cells: a sheet per size, a row per prompt and seed, a column per model."""
-    at = {(e.model, e.prompt, e.seed, e.width, e.height): e for e in manifest.entries}
+    """Arrange a grid's cells: a sheet per size, a row per prompt, seed and setting.
+
+    There is a column per model.
+    """
+    at = {(e.model, *e.place): e for e in manifest.entries}
     settings = manifest.settings
     for width, height in dict.fromkeys((e.width, e.height) for e in manifest.entries):
         same_size = [e for e in manifest.entries if (e.width, e.height) == (width, height)]
         rows = []
-        for prompt, seed in dict.fromkeys((e.prompt, e.seed) for e in same_size):
-            entries = [at[name, prompt, seed, width, height] for name in columns]
+        by_prompt = sorted(same_size, key=_prompt_order(same_size))
+        for place in dict.fromkeys(e.place for e in by_prompt):
+            entries = [at[name, *place] for name in columns]
             files = tuple(cells / entry.file if entry.file else None for entry in entries)
-            rows.append(Row(prompt, seed, files))
-        title = (
-            f"{manifest.group}, {width} x {height} px, {settings['sampler']}, "
-            f"{settings['steps']} steps, guidance {settings['guidance']:g}"
-        )
+            first = entries[0]
+            prompt, lines = first.prompt, first.setting.split(", ") if first.setting else []
+            if first.negative_prompt != settings.get("negative_prompt", ""):
+                prompt += f" (not: {first.negative_prompt})"
+            rows.append(Row(prompt, first.seed, files, tuple(lines)))
+        title = f"{manifest.group}, {width} x {height} px"
+        if not same_size[0].setting:
+            title += f", {settings['sampler']}, {settings['steps']} steps, "
+            title += f"guidance {settings['guidance']:g}"
         yield Sheet(title, tuple(columns), tuple(rows), width, height)
+
+
+def _prompt_order(entries: Sequence[Entry]) -> Callable[[Entry], int]:
+    """Keep a prompt's rows together, in the order of the prompts."""
+    order = {prompt: i for i, prompt in enumerate(dict.fromkeys(e.prompt for e in entries))}
+    return lambda entry: order[entry.prompt]
 
 
 def run_score(cells: Path, clip: Path, out: Path) -> None:

@@ -174,6 +174,9 @@ def make_grid(folder: Path, reports: Path) -> None:
                 sampler="euler",
                 steps=2,
                 guidance=3.0,
+                clip_skip=1,
+                compile=False,
+                vae_tile_px=0,
                 dtype="float32",
                 batch_size=1,
                 drawing="1",
@@ -190,7 +193,9 @@ def make_grid(folder: Path, reports: Path) -> None:
     target.mkdir(parents=True)
     publish(target, manifest, cache, cells)
     sheets = reports / "sheets" / "cocktails"
-    grid.run_sheet(target, sheets, [], SheetParams(scale=1, max_side_px=4000))
+    grid.run_sheet(
+        target, sheets, [], SheetParams(scale=1, max_side_px=4000, format="png", quality=90)
+    )
     write_json(
         reports / "grid" / "cocktails.json",
         {"models": 2, "cells": 8, "failed": 1, "failed_by_model": {"row1": 1}},
@@ -317,7 +322,12 @@ def test_every_picture_and_link_is_beside_the_page_and_no_file_is_left_over(site
     inner = {a[1:] for a in addresses if a.startswith("#")}
     assert inner <= set(page.attributes["id"])
     linked = {unquote(a) for a in addresses if a[:1] != "#" and not a.startswith("data:")}
-    assert linked | {"index.html"} == set(files(site))
+    viewer = (site / "viewer.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', viewer)
+    viewed = {g["base"] + c[5] for g in json.loads(data) for c in g["cells"] if c[5]}
+    assert viewed
+    beside = {address.partition("#")[0] for address in linked}
+    assert beside | viewed | {"index.html"} == set(files(site))
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_script_may_run(site: Path) -> None:

@@ -74,8 +74,16 @@ def make_grid(
                         Image.new("RGB", (side, side), (60 + 60 * m, 20 * number, 90)).save(path)
                     entries.append(
                         Entry(
-                            model, prompt, seed, side, side, f"{model}{number}",
-                            None if failed else file, failed, "", category,
+                            model,
+                            prompt,
+                            seed,
+                            side,
+                            side,
+                            f"{model}{number}",
+                            None if failed else file,
+                            failed,
+                            "",
+                            category,
                         )  # fmt: skip
                     )
     cells = [{field: getattr(e, field) for field in Entry.__slots__} for e in entries]
@@ -296,9 +304,7 @@ def test_a_screen_reader_hears_a_grid_with_named_rows_columns_and_pictures(
 
 
 def test_it_fits_a_phone(browser: Browser, site: Path) -> None:
-    phone = browser.new_page(
-        viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True
-    )
+    phone = browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
     complaints = listen(phone)
     go(phone, site, "#grid=final")
     all_loaded(phone)
@@ -326,9 +332,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sources.append(path)
     prompts = {f"prompt number {n}": "abc"[n % 3] for n in range(108)}
     models = tuple(f"epoch_{n:03}" for n in range(12))
-    make_grid(
-        folder / "reports", "final", models=models, prompts=prompts, seeds=4, sources=sources
-    )
+    make_grid(folder / "reports", "final", models=models, prompts=prompts, seeds=4, sources=sources)
     (folder / "site").mkdir()
     write_viewer(folder / "site", folder / "reports", [], [], "large")
     return folder / "site"

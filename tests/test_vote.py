@@ -51,9 +51,7 @@ def make_grid(folder: Path) -> Path:
             Image.new("RGB", (64, 64), COLOURS[model]).save(folder / file, pnginfo=text)
             address = sha256_json([model, prompt, seed])
             failed = "NaN" if (model, number) == ("row3", 4) else None
-            entry = Entry(
-                model, prompt, seed, 64, 64, address, None if failed else file, failed
-            )
+            entry = Entry(model, prompt, seed, 64, 64, address, None if failed else file, failed)
             entries.append(entry)
     models = [{"name": name, "weights": sha256} for name, sha256 in MODELS.items()]
     cells = [{name: getattr(e, name) for name in Entry.__slots__} for e in entries]
@@ -74,9 +72,7 @@ class Served:
         self.host = f"127.0.0.1:{self.port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
-    def ask(
-        self, method: str, path: str, body: object = None, **headers: str
-    ) -> Answer:
+    def ask(self, method: str, path: str, body: object = None, **headers: str) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         content = None if body is None else json.dumps(body)
@@ -215,9 +211,7 @@ def test_a_voter_goes_on_where_the_last_booth_was_closed(served: Served, tmp_pat
         ({"Origin": "HOST", "Host": "127.0.0.1:1"}, 421),
     ],
 )
-def test_only_the_own_page_may_answer(
-    served: Served, headers: dict[str, str], status: int
-) -> None:
+def test_only_the_own_page_may_answer(served: Served, headers: dict[str, str], status: int) -> None:
     sent = {k: v.replace("HOST", f"http://{served.host}") for k, v in headers.items()}
     question = served.booth.state()["question"]["id"]
     body = {"question": question, "answer": "tie"}
@@ -266,7 +260,16 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
     import signal
 
     cells = make_grid(tmp_path / "cells")
-    words = ["--cells", str(cells), "--voter", "anna", "--votes", str(tmp_path / "v"), "--port", "0"]
+    words = [
+        "--cells",
+        str(cells),
+        "--voter",
+        "anna",
+        "--votes",
+        str(tmp_path / "v"),
+        "--port",
+        "0",
+    ]
     command = [sys.executable, "-m", "stages.vote", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -321,9 +324,7 @@ def test_the_page_works_with_keys_mouse_and_a_phone(served: Served, browser: Bro
     assert desk.title() == "Which is better?"
     desk.close()
 
-    phone = browser.new_page(
-        viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True
-    )
+    phone = browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
     complaints += listen(phone)
     phone.goto(f"http://{served.host}/")
     wait_for(phone, 5)

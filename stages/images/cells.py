@@ -189,9 +189,7 @@ class GridParams(Params):
         """List every combination of the axes, that of the section itself first."""
         own = (self.sampler, self.steps, self.guidance, self.clip_skip)
         axes = (self.axes.sampler, self.axes.steps, self.axes.guidance, self.axes.clip_skip)
-        values = (
-            dict.fromkeys([value, *more]) for value, more in zip(own, axes, strict=True)
-        )
+        values = (dict.fromkeys([value, *more]) for value, more in zip(own, axes, strict=True))
         return [Setting(*combination) for combination in itertools.product(*values)]
 
     def label(self, cell: "Cell") -> str:
@@ -252,7 +250,9 @@ class Cell:
             "Model hash": self.weights[:10],
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
         }
-        lines.append(", ".join(f"{name}: {value}" for name, value in words.items() if value is not None))
+        lines.append(
+            ", ".join(f"{name}: {value}" for name, value in words.items() if value is not None)
+        )
         return "\n".join(lines)
 
 

@@ -7,11 +7,14 @@ the choice `checkpoint.64`.
 import csv
 import json
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 Json = dict[str, Any]
 
@@ -28,8 +31,8 @@ SIGNS = {
 LOSS_COLUMNS = ("epoch", "train_loss", "val_loss", "low", "high")
 LOSS_FILE, SUMMARY_FILE = "loss.csv", "metrics.json"
 CELLS_FILE = "cells.json"  # of a grid's pictures, which are read elsewhere
-SHEET = re.compile(r"(?P<width>\d+)x(?P<height>\d+)(?:_(?P<page>\d+))?\.png")
-PNG_SIZE = struct.Struct(">8x4x4sII")  # signature, length, IHDR, width, height
+SHEET = re.compile(r"(?P<width>\d+)x(?P<height>\d+)(?:_(?P<page>\d+))?\.(?:png|jpg|webp)")
+READERS = {".png": PngImageFile, ".jpg": JpegImageFile, ".webp": WebPImageFile}
 UNFINISHED = ".partial"
 
 
@@ -199,11 +202,12 @@ def _read_sheet(path: Path) -> SheetPage:
     """Read a sheet's size from its first bytes: the whole may be hundreds of megapixels."""
     found = SHEET.fullmatch(path.name)
     assert found
-    with path.open("rb") as file:
-        head = file.read(PNG_SIZE.size)
-    if len(head) < PNG_SIZE.size or not head.startswith(b"\x89PNG"):
-        raise ValueError(f"{path}: not a PNG. Compose the sheet again")
-    _, width, height = PNG_SIZE.unpack(head)
+    try:
+        # not Image.open, which refuses so many pixels before anybody asks for one
+        with READERS[path.suffix](path) as picture:
+            width, height = picture.size
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a picture ({error}). Compose the sheet again") from None
     page = f", page {found['page']}" if found["page"] else ""
     return SheetPage(path, f"{found['width']} × {found['height']} px{page}", width, height)
 
