@@ -96,7 +96,7 @@ def run_cells(
         missing = _missing(columns, cache)
         missing = crew.gathered(missing)[0]  # others may have looked when some was drawn
         if params.engine == "comfyui":
-            failures = _draw_on_servers(group, columns, missing, cache, params)
+            failures = _draw_on_servers(group, columns, missing, cache, params, crew)
         else:
             failures = draw_missing(group, columns, missing, config, cache, crew)
         failures = {k: v for part in crew.gathered(failures) for k, v in part.items()}
@@ -365,7 +365,9 @@ def _entries(
 
 
 def _comfy_version(params: GridParams) -> str:
-    raise NotImplementedError
+    from stages.comfy.workflow import read_workflow
+
+    return read_workflow(Path(params.comfyui.workflow)).version
 
 
 def _draw_on_servers(
@@ -374,8 +376,34 @@ def _draw_on_servers(
     missing: dict[str, list[Cell]],
     cache: CellCache,
     params: GridParams,
+    crew: "Crew",
 ) -> dict[str, str]:
-    raise NotImplementedError
+    """Let ComfyUI servers draw what the cache does not hold.
+
+    Returns:
+        By address, why a cell failed.
+    """
+    from stages.comfy.spread import draw_on_servers
+    from stages.comfy.workflow import read_workflow
+
+    say_plan(group, columns, missing, crew)
+    cells = [(name, cell) for name, wanted in missing.items() for cell in wanted]
+    if crew.rank or not cells:
+        return {}
+    failures: dict[str, str] = {}
+    progress = Progress(f"grid {group}", len(cells))
+
+    def done(model: str, cell: Cell, drawn: Image.Image | Exception) -> None:
+        if isinstance(drawn, Image.Image):
+            cache.put(cell, drawn)
+        else:
+            failures[cell.address] = _told(model, cell, drawn)
+        progress.advance()
+
+    workflow = read_workflow(Path(params.comfyui.workflow))
+    draw_on_servers(params.comfyui.servers, params.comfyui.timeout_s, workflow, cells, done)
+    progress.close()
+    return failures
 
 
 def run_sheet(cells: Path, out: Path, columns: Sequence[str], params: SheetParams) -> None:

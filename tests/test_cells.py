@@ -102,6 +102,7 @@ def test_the_cache_keeps_pixels_and_how_they_were_drawn_and_nothing_else(tmp_pat
     with Image.open(path) as kept:
         assert kept.tobytes() == picture.tobytes()
         assert kept.info == {"parameters": CELL.parameters}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
@@ -114,7 +115,6 @@ def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
         "Steps: 15, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, "
         "Size: 64x96, Model hash: w, Clip skip: 2"
     )
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 @pytest.mark.parametrize(
