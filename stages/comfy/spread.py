@@ -95,9 +95,9 @@ async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> 
     while work.waiting or work.drawing:
         taken = _take(server, work)
         if taken is None:
-            await asyncio.sleep(IDLE_S)  # another may be lost, and leave its cell to this one
             if not work.drawing:
                 return
+            await asyncio.sleep(IDLE_S)  # another may be lost, and leave its cell to this one
             continue
         model, cell, checkpoint = taken
         work.drawing += 1
