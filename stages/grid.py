@@ -7,6 +7,7 @@ how well each shows its prompt.
 
 import argparse
 import gc
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
 
-from stages.choice.scorebook import ScoreBook
+from stages.choice.cmmd import Floats, cmmd
+from stages.choice.scorebook import ScoreBook, VectorBook
 from stages.choice.scores import Score, write_scores
-from stages.harness.files import sha256_folder, sha256_json, write_json
+from stages.choice.summary import Mean, as_metrics, mean_of, mean_scores, write_means
+from stages.harness.files import sha256_file, sha256_folder, sha256_json, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -33,6 +37,7 @@ from stages.images.cells import (
     Entry,
     GridParams,
     Manifest,
+    ScoreParams,
     SheetParams,
     drawing_version,
     entry_name,
@@ -41,10 +46,13 @@ from stages.images.cells import (
     read_manifest,
 )
 from stages.images.known_hash import KnownHashes
+from stages.images.manifest import read_manifest as read_rows
+from stages.images.manifest import read_pictures
 from stages.images.page_file import SUFFIX, save_page
 from stages.images.sheet import Row, Sheet, pages
 
 if TYPE_CHECKING:
+    from stages.diffusion.aesthetic import AestheticHead
     from stages.diffusion.crew import Crew
     from stages.diffusion.model import Models
     from stages.diffusion.render import Easel
@@ -467,44 +475,168 @@ def _prompt_order(entries: Sequence[Entry]) -> Callable[[Entry], int]:
     return lambda entry: order[entry.prompt]
 
 
-def run_score(cells: Path, clip: Path, out: Path) -> None:
-    """Score each of a grid's cells by how well it shows its prompt.
+@dataclass(frozen=True, slots=True)
+class ScoreOuts:
+    """What `run_score` writes."""
+
+    scores: Path  # of every cell by the scorer, CSV; a failed cell's score is empty
+    summary: Path | None = None  # means with intervals by model, JSON
+    means: Path | None = None  # the same as CSV, to be plotted
+
+
+def run_score(
+    cells: Path,
+    clip: Path,
+    outs: ScoreOuts,
+    params: ScoreParams,
+    validation: Path | None = None,
+) -> None:
+    """Score each of a grid's cells by how well it shows its prompt, and average by model.
 
     Args:
         cells: a grid that `run_cells` published.
         clip: a folder with a CLIPModel, its tokenizer and image processor.
-        out: scores.csv; a failed cell's score is empty.
+        outs: what is written.
+        params: the section `grid.score`.
+        validation: a manifest of real pictures, which the drawn ones are compared with.
     """
     manifest = read_manifest(cells)
-    scorer_version = sha256_json([sha256_folder(clip), drawing_version()])
-    book = ScoreBook(work_dir("scores"), scorer_version[:16])
-    missing = [e for e in manifest.entries if e.file and book.find(e.address) is None]
-    print(
-        f"grid {manifest.group}: {len(manifest.entries):,} cells to score, "
-        f"{len(missing):,} of them for the first time",
-        flush=True,
-    )
-    progress = Progress(f"scores {manifest.group}", len(missing))
-    scorer = _load_scorer(clip) if missing else None
-    for entry in missing:
-        assert scorer
-        assert entry.file
-        with Image.open(cells / entry.file) as picture:
-            book.put(entry.address, scorer.score(picture, entry.prompt))
-        progress.advance()
-    if missing:
+    models = list(manifest.models)
+    judge = Judge(clip)
+    judge.look(manifest, cells)
+    own = judge.scores(manifest)
+    write_scores(outs.scores, own)
+    if not (outs.summary or outs.means):
+        return
+    means = mean_scores("score", own, models, params)
+    for name, folder in params.more:
+        other = Judge(Path(folder))
+        other.look(manifest, cells)
+        means += mean_scores(name, other.scores(manifest), models, params)
+    if params.aesthetic_head:
+        liked = Judge(Path(params.aesthetic_clip), Path(params.aesthetic_head))
+        liked.look(manifest, cells)
+        means += mean_scores("aesthetic", liked.scores(manifest), models, params)
+    if validation:
+        means += _cmmd_means(manifest, judge, validation, params)
+    if outs.means:
+        write_means(outs.means, means)
+    if outs.summary:
+        write_json(
+            outs.summary,
+            {
+                "scores": as_metrics(means),
+                "confidence": params.confidence,
+                "prompts": len({(e.prompt, e.negative_prompt) for e in manifest.entries}),
+            },
+        )
+
+
+class Judge:
+    """A CLIP, and a head if it has one, that remembers what it has seen."""
+
+    def __init__(self, clip: Path, head: Path | None = None) -> None:
+        """Open its books; the networks are loaded when there is something new to see."""
+        self.clip, self.head = clip, head
+        parts = [sha256_folder(clip), *([_sha256_of(head)] if head else []), drawing_version()]
+        name = sha256_json(parts)[:16]
+        self.book = ScoreBook(work_dir("scores"), name)
+        self.vectors = VectorBook(work_dir("scores"), name)
+
+    def look(self, manifest: Manifest, cells: Path) -> None:
+        """Score the pictures that were not scored before."""
+        missing = [
+            entry
+            for entry in manifest.entries
+            if entry.file
+            and (self.book.find(entry.address) is None or self.vectors.find(entry.address) is None)
+        ]
+        print(
+            f"grid {manifest.group}: {len(manifest.entries):,} cells to score by "
+            f"{(self.head or self.clip).name}, {len(missing):,} of them for the first time",
+            flush=True,
+        )
+        if not missing:
+            return
+        progress = Progress(f"scores {manifest.group}", len(missing))
+        scorer = _load_scorer(self.clip)
+        head = _load_head(self.head, scorer.width) if self.head else None
+        for entry in missing:
+            assert entry.file
+            with Image.open(cells / entry.file) as picture:
+                embedding = scorer.embed(picture)
+            score = (
+                head.score(embedding) if head else scorer.score_embedding(embedding, entry.prompt)
+            )
+            self.vectors.put(entry.address, embedding[0].cpu().numpy())
+            self.book.put(entry.address, score)
+            progress.advance()
         progress.close()
-    scores = (
-        Score(e.model, e.prompt, e.seed, e.width, e.height, book.find(e.address))
-        for e in manifest.entries
-    )
-    write_scores(out, scores)
+
+    def scores(self, manifest: Manifest) -> list[Score]:
+        """List every cell's score."""
+        return [
+            Score(
+                e.model, e.prompt, e.seed, e.width, e.height, self.book.find(e.address), e.variant
+            )
+            for e in manifest.entries
+        ]
+
+    def real(self, validation: Path) -> Floats:
+        """Embed the real pictures of a manifest, (n, D)."""
+        found = []
+        scorer = None
+        for entry, content in read_pictures(read_rows(validation)):
+            vector = self.vectors.find(entry.sha256)
+            if vector is None:
+                scorer = scorer or _load_scorer(self.clip)
+                with Image.open(io.BytesIO(content)) as picture:
+                    self.vectors.put(entry.sha256, scorer.embed(picture)[0].cpu().numpy())
+                vector = self.vectors.find(entry.sha256)
+            assert vector is not None
+            found.append(vector)
+        return np.stack(found)
+
+
+def _cmmd_means(
+    manifest: Manifest, judge: Judge, validation: Path, params: ScoreParams
+) -> list[Mean]:
+    """Compare each model's pictures with real ones."""
+    real = judge.real(validation)
+    if len(real) < 2:
+        raise ValueError(f"{validation}: one picture is too few to compare with")
+    means = []
+    for model in manifest.models:
+        seen = [
+            (e.prompt, vector)
+            for e in manifest.entries
+            if e.model == model and (vector := judge.vectors.find(e.address)) is not None
+        ]
+        if len(seen) < 2:
+            continue
+        prompts = [prompt for prompt, _ in seen]
+        drawn = np.stack([vector for _, vector in seen])
+        value, resampled = cmmd(drawn, prompts, real, params.resamples, params.seed)
+        means.append(mean_of(model, "cmmd", value, resampled, len(set(prompts)), params))
+    return means
+
+
+def _sha256_of(head: Path) -> str:
+    if not head.is_file():
+        raise FileNotFoundError(f"{head}: no such weights of an aesthetic head")
+    return sha256_file(head)
 
 
 def _load_scorer(clip: Path) -> "Scorer":
     from stages.diffusion.scorer import Scorer
 
     return Scorer(clip)
+
+
+def _load_head(path: Path, width: int) -> "AestheticHead":
+    from stages.diffusion.aesthetic import AestheticHead
+
+    return AestheticHead(path, width)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -573,8 +705,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="a transformers CLIPModel, such as PickScore, with tokenizer and image processor",
     )
     score.add_argument("--out", type=Path, required=True, metavar="FILE", help="scores, a CSV file")
+    for name, text in (
+        ("summary", "means by model with intervals, a JSON file"),
+        ("means", "the same as a CSV file, to be plotted"),
+        ("validation", "a manifest of stages.split: its pictures are compared with, by CMMD"),
+    ):
+        score.add_argument(f"--{name}", type=Path, metavar="FILE", help=text)
 
-    for word in (cells, sheet):
+    for word in (cells, sheet, score):
         add_params_option(word)
     return parser.parse_args(argv)
 
@@ -598,7 +736,13 @@ def main() -> None:
                 params = load_params("grid.sheet", SheetParams, options.params)
                 run_sheet(options.cells, options.out, options.columns, params)
             case "score":
-                run_score(options.cells, options.clip, options.out)
+                run_score(
+                    options.cells,
+                    options.clip,
+                    ScoreOuts(options.out, options.summary, options.means),
+                    load_params("grid.score", ScoreParams, options.params),
+                    options.validation,
+                )
 
 
 if __name__ == "__main__":

@@ -214,5 +214,3 @@ class FakeComfy:
     async def _view(self, request: web.Request) -> web.Response:
         self._alive(request)
         return web.Response(body=self._files[request.query["filename"]], content_type="image/png")
-
-

@@ -45,6 +45,8 @@ grid:
   engine: torch
   axes: {replace: [], sampler: [], steps: [], guidance: [], clip_skip: []}
   comfyui: {servers: [], workflow: w.json, timeout_s: 60.0}
+  score:
+    {more: [], aesthetic_clip: "", aesthetic_head: "", resamples: 9, confidence: 0.95, seed: 1}
   sheet: {scale: 2, max_side_px: 16383, format: png, quality: 90}
 """
 

@@ -200,7 +200,10 @@ def test_another_workflow_makes_other_cells() -> None:
         ("{", "not JSON"),
         ('{"nodes": []}', r"not a workflow in API format"),
         ('{"1": {"class_type": "x", "inputs": {"a": "{{sead}}"}}}', "no such word 'sead'"),
-        ('{"1": {"class_type": "x", "inputs": {"a": "{{seed}}"}}}', "{{checkpoint}} stands nowhere"),
+        (
+            '{"1": {"class_type": "x", "inputs": {"a": "{{seed}}"}}}',
+            "{{checkpoint}} stands nowhere",
+        ),
     ],
 )
 def test_a_workflow_that_is_none_is_refused(tmp_path: Path, text: str, message: str) -> None:

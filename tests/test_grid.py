@@ -25,12 +25,16 @@ from stages.images.cells import (
     CellCache,
     ComfyParams,
     GridParams,
+    ScoreParams,
     SheetParams,
     read_manifest,
 )
 from tests.tiny_clip import make_tiny_clip
 from tests.tiny_sd import TinySD, make_tiny_sd
 
+SCORE_PARAMS = ScoreParams(
+    more=[], aesthetic_clip="", aesthetic_head="", resamples=200, confidence=0.95, seed=1
+)
 PARAMS = GridParams(
     prompts=["cat", "red apple"],
     negative_prompt="",
@@ -47,6 +51,7 @@ PARAMS = GridParams(
     engine="torch",
     axes=AxesParams(replace=[], sampler=[], steps=[], guidance=[], clip_skip=[]),
     comfyui=ComfyParams(servers=[], workflow="", timeout_s=10),
+    score=SCORE_PARAMS,
     sheet=SheetParams(scale=1, max_side_px=4000, format="png", quality=90),
 )
 CELLS = 8  # of each model
@@ -250,7 +255,7 @@ def test_scores_follow_the_pictures_and_are_paid_for_once(
 ) -> None:
     clip = make_tiny_clip(tmp_path / "clip")
     run_cells(zoo, tmp_path / "out")
-    grid.run_score(tmp_path / "out", clip, tmp_path / "scores.csv")
+    grid.run_score(tmp_path / "out", clip, grid.ScoreOuts(tmp_path / "scores.csv"), SCORE_PARAMS)
     scores = read_scores(tmp_path / "scores.csv")
     assert len(scores) == 2 * CELLS
     assert len({score.score for score in scores}) > CELLS
@@ -258,7 +263,7 @@ def test_scores_follow_the_pictures_and_are_paid_for_once(
     with (next((tmp_path / ".work/scores").iterdir())).open("a") as book:
         book.write('\n["cut sho')
     monkeypatch.setattr(grid, "_load_scorer", lambda *_: pytest.fail("all are scored"))
-    grid.run_score(tmp_path / "out", clip, tmp_path / "scores.csv")
+    grid.run_score(tmp_path / "out", clip, grid.ScoreOuts(tmp_path / "scores.csv"), SCORE_PARAMS)
     assert (tmp_path / "scores.csv").read_bytes() == written
 
 

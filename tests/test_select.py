@@ -340,7 +340,7 @@ def test_scores_that_do_not_compare_are_refused(choosing: Choosing, tmp_path: Pa
     scores.write_text(scores.read_text().rsplit("\n", 2)[0] + "\n")
     with pytest.raises(ValueError, match="not scored on the same cells"):
         choosing.one(["a", "b"])
-    scores.write_text(scores.read_text() + "a,p,1,64,64,nan\n")
+    scores.write_text(scores.read_text() + "a,p,1,64,64,,nan\n")
     with pytest.raises(ValueError, match=r"line 49: not a score"):
         choosing.one(["a", "b"])
 

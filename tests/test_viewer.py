@@ -72,20 +72,10 @@ def make_grid(
                         path.hardlink_to(sources[(m * 7 + number) % len(sources)])
                     elif not failed:
                         Image.new("RGB", (side, side), (60 + 60 * m, 20 * number, 90)).save(path)
-                    entries.append(
-                        Entry(
-                            model,
-                            prompt,
-                            seed,
-                            side,
-                            side,
-                            f"{model}{number}",
-                            None if failed else file,
-                            failed,
-                            "",
-                            category,
-                        )  # fmt: skip
-                    )
+                    shown = None if failed else file
+                    address = f"{model}{number}"
+                    at = (model, prompt, seed, side, side)
+                    entries.append(Entry(*at, address, shown, failed, "", category))
     cells = [{field: getattr(e, field) for field in Entry.__slots__} for e in entries]
     settings = {"sampler": "euler", "steps": 15, "guidance": 4.0}
     named = [{"name": model, "weights": model} for model in models]

@@ -206,11 +206,11 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "booth", ""
 
-    def do_GET(self) -> None:  # noqa: N802, the name is the library's
+    def do_GET(self) -> None:
         """Send the page, the state or a picture."""
         self._guarded(self._get)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         """Take an answer, or take one back."""
         self._guarded(self._post)
 

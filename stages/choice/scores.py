@@ -7,7 +7,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
 
@@ -17,8 +17,9 @@ import numpy.typing as npt
 from stages.harness.files import replacing
 
 Floats = npt.NDArray[np.float64]
-COLUMNS = ("model", "prompt", "seed", "width", "height", "score")
+COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score")
 DECIMALS = 4
+Place = tuple[str, int, int, int, str]  # prompt, seed, width, height, variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class Score:
     width: int
     height: int
     score: float | None  # None: the picture failed
+    variant: str = ""  # what else tells pictures of one prompt, seed and size apart
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -40,7 +42,8 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
         writer.writerow(COLUMNS)
         for row in scores:
             shown = "" if row.score is None else f"{row.score:.{DECIMALS}f}"
-            writer.writerow([*astuple(row)[:-1], shown])
+            place = (row.model, row.prompt, row.seed, row.width, row.height, row.variant)
+            writer.writerow([*place, shown])
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -63,7 +66,8 @@ def _parse(row: dict[str, str], where: str) -> Score:
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score {score}")
         seed, width, height = (int(row[name]) for name in ("seed", "width", "height"))
-        return Score(row["model"], row["prompt"], seed, width, height, score)
+        variant = row["variant"]
+        return Score(row["model"], row["prompt"], seed, width, height, score, variant)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: not a score: {error}. Score the grid again") from None
 
@@ -92,9 +96,9 @@ def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> S
     Raises:
         ValueError: if a model has no scores, is scored twice, or on other cells than the rest.
     """
-    by_model: dict[str, dict[tuple[str, int, int, int], float | None]] = defaultdict(dict)
+    by_model: dict[str, dict[Place, float | None]] = defaultdict(dict)
     for row in scores:
-        key = (row.prompt, row.seed, row.width, row.height)
+        key = (row.prompt, row.seed, row.width, row.height, row.variant)
         if key in by_model[row.model]:
             raise ValueError(f"{where}: {row.model} is scored twice for {key}")
         by_model[row.model][key] = row.score
@@ -178,7 +182,7 @@ def student_t(share: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return float(sum(term / freedom**power for power, term in enumerate(terms)))
 
 
 def resampled_means(table: ScoreTable, samples: int, seed: int) -> Floats:

@@ -5,7 +5,8 @@ files, so the history is asked until it knows; a message may be lost with its so
 history is asked now and then while we wait; the same graph sent twice is answered with the first
 one's file, so every request names a file of its own.
 
-Sources: `server.py` and `execution.py` of ComfyUI, and its documentation's pages Routes and Messages.
+Sources: `server.py`, `execution.py` and `main.py` of ComfyUI 0.8.1, and its documentation's pages
+    Routes and Messages.
 """
 
 import asyncio

@@ -77,11 +77,11 @@ async def _draw(
 
 def done_without(said: str) -> None:
     """Say that the work was done, but not with every server."""
-    print(f"done without a server: {said}", flush=True)  # noqa: T201, a person waits for it
+    print(f"done without a server: {said}", flush=True)
 
 
 def _check_checkpoints(servers: Sequence[Server], cells: Sequence[tuple[str, Cell]]) -> None:
-    for model, cell in {model: cell for model, cell in cells}.items():
+    for model, cell in dict(cells).items():
         if not any(server.checkpoint(cell, model) for server in servers):
             raise ValueError(
                 f"no server has the checkpoint of {model}: put its file into the folder of "

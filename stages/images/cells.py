@@ -85,6 +85,32 @@ class ComfyParams(Params):
             raise ValueError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreParams(Params):
+    """Section `grid.score`: who judges besides the scorer, and how intervals are made."""
+
+    more: list[tuple[str, str]]  # name and folder of other CLIPModels, reported beside
+    aesthetic_clip: str  # folder of CLIP ViT-L/14; "": no aesthetic score
+    aesthetic_head: str  # its perceptron, a safetensors file
+    resamples: int  # of the prompts
+    confidence: float  # of the intervals: 0.95
+    seed: int  # of the resampling
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.resamples < 1:
+            raise ValueError(f"resamples must be at least 1, got {self.resamples}")
+        if not 0 < self.confidence < 1:
+            raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
+        if bool(self.aesthetic_clip) != bool(self.aesthetic_head):
+            raise ValueError("aesthetic_clip and aesthetic_head go together: give both or none")
+        names = [name for name, _ in self.more]
+        if len(set(names)) < len(names) or {"score", "aesthetic", "cmmd"} & set(names):
+            raise ValueError(
+                f"more: names must differ, and not be score, aesthetic or cmmd: {names}"
+            )
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a picture is to show, and what not."""
@@ -102,6 +128,19 @@ class Setting:
     steps: int
     guidance: float
     clip_skip: int
+
+    def check(self) -> None:
+        """Refuse what cannot be drawn.
+
+        Raises:
+            ValueError: naming the value.
+        """
+        if self.sampler not in SAMPLER_NAMES:
+            known = ", ".join(SAMPLER_NAMES)
+            raise ValueError(f"unknown sampler {self.sampler!r}; known: {known}")
+        for name in ("steps", "clip_skip"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +162,7 @@ class GridParams(Params):
     engine: str  # torch: here; comfyui: on servers
     axes: AxesParams
     comfyui: ComfyParams
+    score: ScoreParams
     sheet: SheetParams
 
     def __post_init__(self) -> None:
@@ -140,12 +180,10 @@ class GridParams(Params):
                     f"size {size[0]} x {size[1]} px: both sides must be multiples of {SIDE_STEP_PX}"
                 )
         for setting in self.settings():
-            if setting.sampler not in SAMPLER_NAMES:
-                known = ", ".join(SAMPLER_NAMES)
-                raise ValueError(f"unknown sampler {setting.sampler!r}; known: {known}")
-            for name in ("steps", "clip_skip"):
-                if getattr(setting, name) < 1:
-                    raise ValueError(f"{name} must be at least 1, got {getattr(setting, name)}")
+            setting.check()
+        self._check_drawing()
+
+    def _check_drawing(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.vae_tile_px < 0 or self.vae_tile_px % SIDE_STEP_PX:
@@ -189,8 +227,13 @@ class GridParams(Params):
         """List every combination of the axes, that of the section itself first."""
         own = (self.sampler, self.steps, self.guidance, self.clip_skip)
         axes = (self.axes.sampler, self.axes.steps, self.axes.guidance, self.axes.clip_skip)
-        values = (dict.fromkeys([value, *more]) for value, more in zip(own, axes, strict=True))
-        return [Setting(*combination) for combination in itertools.product(*values)]
+        samplers, steps, guidances, clip_skips = (
+            list(dict.fromkeys([value, *more])) for value, more in zip(own, axes, strict=True)
+        )
+        return [
+            Setting(*combination)
+            for combination in itertools.product(samplers, steps, guidances, clip_skips)
+        ]
 
     def label(self, cell: "Cell") -> str:
         """Say in words by which settings a cell differs from others of the grid; "" if by none."""
@@ -283,6 +326,12 @@ class Entry:
             self.height,
             self.setting,
         )
+
+    @property
+    def variant(self) -> str:
+        """Say what tells it from cells of the same prompt, seed and size; "" where nothing does."""
+        parts = [self.setting, f"not: {self.negative_prompt}" if self.negative_prompt else ""]
+        return ", ".join(filter(None, parts))
 
 
 @dataclass(frozen=True, slots=True)

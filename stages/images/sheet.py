@@ -87,6 +87,15 @@ class Block:
 
 
 @dataclass(frozen=True, slots=True)
+class Band:
+    """A strip of a page that is being drawn."""
+
+    image: Image.Image
+    pen: ImageDraw.ImageDraw
+    above: int  # px of the page above it
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A line of text on a page."""
 
@@ -97,9 +106,9 @@ class Text:
     font: ImageFont.FreeTypeFont
     height: int
 
-    def paint(self, band: Image.Image, pen: ImageDraw.ImageDraw, above: int) -> None:
-        """Draw it on a band that begins `above` px below the page's top."""
-        pen.text((self.x, self.top - above), self.text, self.colour, self.font)
+    def paint(self, band: "Band") -> None:
+        """Draw it on a band."""
+        band.pen.text((self.x, self.top - band.above), self.text, self.colour, self.font)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +119,10 @@ class Rule:
     width: int
     height: int = 1
 
-    def paint(self, band: Image.Image, pen: ImageDraw.ImageDraw, above: int) -> None:
+    def paint(self, band: "Band") -> None:
         """Draw it on a band."""
-        pen.line((0, self.top - above, self.width, self.top - above), RULE)
+        y = self.top - band.above
+        band.pen.line((0, y, self.width, y), RULE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,17 +136,17 @@ class Cell:
     path: Path | None
     measures: Measures
 
-    def paint(self, band: Image.Image, pen: ImageDraw.ImageDraw, above: int) -> None:
+    def paint(self, band: "Band") -> None:
         """Draw it on a band."""
-        x, y, size = self.x, self.top - above, (self.width, self.height)
+        x, y, size = self.x, self.top - band.above, (self.width, self.height)
         if self.path:
-            band.paste(_opened(self.path, size), (x, y))
+            band.image.paste(_opened(self.path, size), (x, y))
             return
-        pen.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), FAILED)
+        band.pen.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), FAILED)
         gap = self.measures.gap
         for number, line in enumerate(wrapped("failed", self.measures.font, size[0] - 2 * gap)):
             at = (x + gap, y + gap + number * self.measures.line)
-            pen.text(at, line, INK, self.measures.font)
+            band.pen.text(at, line, INK, self.measures.font)
 
 
 @lru_cache(maxsize=64)
@@ -168,12 +178,12 @@ class Page:
         _opened.cache_clear()  # a picture may have been drawn anew
         for top in range(0, self.height, height):
             bottom = min(top + height, self.height)
-            band = Image.new("RGB", (self.width, bottom - top), PAPER)
-            pen = ImageDraw.Draw(band)
+            image = Image.new("RGB", (self.width, bottom - top), PAPER)
+            band = Band(image, ImageDraw.Draw(image), top)
             for item in self.items:
                 if item.top < bottom and item.top + item.height > top:
-                    item.paint(band, pen, top)
-            yield band
+                    item.paint(band)
+            yield image
 
 
 def pages(sheet: Sheet, params: SheetParams) -> Iterator[Page]:

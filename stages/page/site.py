@@ -248,10 +248,17 @@ def render(site: Site) -> str:
         "words": lambda name: str(name).replace("_", " "),
         "anchor": _plain,
     }
+    environment.globals["measures"] = measures
     text: str = environment.get_template("page.html.j2").render(
         site=site, hashes=HASHES, viewer=VIEWER
     )
     return text
+
+
+def measures(report: Json) -> list[str]:
+    """List what models were measured by, without the ends of intervals."""
+    names = dict.fromkeys(name for figures in report["scores"].values() for name in figures)
+    return [name for name in names if not name.endswith(("_low", "_high"))]
 
 
 def size(count: int) -> str:
