@@ -7,7 +7,7 @@ import torch
 
 from stages.diffusion.model import Models, load_models
 
-COMPILE_MODE = "default"
+COMPILE_MODE, COMPILER = "default", "inductor"
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
 
 
@@ -40,6 +40,7 @@ class Easel:
         tile_px: int,
         cache: Path,
         mode: str = COMPILE_MODE,
+        backend: str = COMPILER,
     ) -> None:
         """Remember how to draw; the first model is loaded by `put`.
 
@@ -50,9 +51,9 @@ class Easel:
                 minutes for each size of picture, once for a machine.
             tile_px: side of the tiles in which pictures are decoded; 0 decodes them whole.
             cache: where compiled code is kept.
-            mode: of torch.compile.
+            mode, backend: of torch.compile.
         """
-        self.mode = mode
+        self.mode, self.backend = mode, backend
         self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
         self._models: Models | None = None
         if compiled:
@@ -84,5 +85,5 @@ class Easel:
             models.vae.tile_sample_min_size = self.tile_px
             models.vae.tile_latent_min_size = self.tile_px // factor
         if self.compiled:
-            models.unet.compile(dynamic=False, mode=self.mode)
-            models.vae.decoder.compile(dynamic=False, mode=self.mode)
+            for part in (models.unet, models.vae.decoder):
+                part.compile(dynamic=False, mode=self.mode, backend=self.backend)

@@ -1,9 +1,9 @@
 """Cells: one picture each, named by the hash of everything that determines it."""
 
 import dataclasses
-import itertools
 import json
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -20,6 +20,7 @@ DRAWING_VERSION = 2  # raise it when stages.diffusion draws other pixels from th
 ENGINE = ("torch", "diffusers", "transformers")
 MANIFEST = "cells.json"
 SIDE_STEP_PX = 8
+TILE_STEP_PX = 32  # tiles overlap by a quarter, which must be whole latents
 PNG_LEVEL = 1  # of zlib: 3 times as quick as its own choice of 6, files a sixth larger
 DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = ("torch", "comfyui")
@@ -186,8 +187,8 @@ class GridParams(Params):
     def _check_drawing(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.vae_tile_px < 0 or self.vae_tile_px % SIDE_STEP_PX:
-            raise ValueError(f"vae_tile_px must be 0 or a multiple of {SIDE_STEP_PX}")
+        if self.vae_tile_px < 0 or self.vae_tile_px % TILE_STEP_PX:
+            raise ValueError(f"vae_tile_px must be 0 or a multiple of {TILE_STEP_PX}")
         if self.dtype not in DTYPES:
             raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         if self.engine not in ENGINES:
@@ -225,14 +226,13 @@ class GridParams(Params):
 
     def settings(self) -> list[Setting]:
         """List every combination of the axes, that of the section itself first."""
-        own = (self.sampler, self.steps, self.guidance, self.clip_skip)
-        axes = (self.axes.sampler, self.axes.steps, self.axes.guidance, self.axes.clip_skip)
-        samplers, steps, guidances, clip_skips = (
-            list(dict.fromkeys([value, *more])) for value, more in zip(own, axes, strict=True)
-        )
+        axes = self.axes
         return [
-            Setting(*combination)
-            for combination in itertools.product(samplers, steps, guidances, clip_skips)
+            Setting(sampler, steps, guidance, clip_skip)
+            for sampler in dict.fromkeys([self.sampler, *axes.sampler])
+            for steps in dict.fromkeys([self.steps, *axes.steps])
+            for guidance in dict.fromkeys([self.guidance, *axes.guidance])
+            for clip_skip in dict.fromkeys([self.clip_skip, *axes.clip_skip])
         ]
 
     def label(self, cell: "Cell") -> str:
@@ -435,11 +435,16 @@ def publish(folder: Path, manifest: Manifest, cache: CellCache, cells: list[Cell
         cache: holds every picture that did not fail.
         cells: one per entry, in the same order.
     """
+    for name in manifest.models:
+        (folder / name).mkdir(parents=True, exist_ok=True)
     for entry, cell in zip(manifest.entries, cells, strict=True):
         if entry.file:
             source = cache.find(cell)
             assert source, f"{entry.file} was drawn, but is not in the cache"
-            link_or_copy(source, folder / entry.file)
+            try:  # the folder is new, and comes into its place as a whole
+                (folder / entry.file).hardlink_to(source)
+            except OSError:
+                shutil.copyfile(source, folder / entry.file)
     models = [{"name": name, "weights": sha256} for name, sha256 in manifest.models.items()]
     entries = [dataclasses.asdict(entry) for entry in manifest.entries]
     write_json(
