@@ -227,7 +227,8 @@ def draw_missing(
                     else:
                         failures[cell.address] = _told(column.name, cell, picture)
                     progress.advance()
-            gc.collect()
+            if draw:
+                gc.collect()
         _wait(writing)
     if total:
         progress.close()
@@ -717,11 +718,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@contextmanager
+def _clear_runtime_errors() -> Iterator[None]:
+    """Tell in one message what the device lacks, as memory for a model; torch says it so."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"the device gave up: {error}") from error
+
+
 def main() -> None:
     """Run from the command line."""
     wait_politely()
     options = parse()
-    with clear_errors():
+    with clear_errors(), _clear_runtime_errors():
         match options.word:
             case "cells":
                 run_cells(

@@ -31,14 +31,21 @@ class KernelSums:
     real_mean: float  # between two different real ones
 
     def cmmd(self, taken: Floats) -> Floats:
-        """Give CMMD of resampled prompts; copies of one picture are never compared.
+        """Give CMMD of resampled prompts.
+
+        The copies of a prompt that was drawn twice are not compared with each other: their
+        likeness would say that the model draws less variety than it does.
 
         Args:
             taken: (samples, P) how often each prompt was drawn.
         """
         numbers = taken * self.counts
-        pairs = numbers.sum(1) ** 2 - (taken**2 * self.counts).sum(1)
-        drawn = np.einsum("sp,pq,sq->s", taken, self.within, taken, optimize=True) / pairs
+        own = np.diag(self.within)
+        total = np.einsum("sp,pq,sq->s", taken, self.within, taken, optimize=True)
+        total -= (taken**2 - taken) @ own
+        pairs = numbers.sum(1) ** 2 - (numbers**2).sum(1)  # of different prompts
+        pairs += taken @ (self.counts * (self.counts - 1))
+        drawn = total / np.maximum(pairs, 1)  # none, where one picture alone was drawn
         across = taken @ self.across / (numbers.sum(1) * self.real)
         result: Floats = SCALE * (drawn + self.real_mean - 2 * across)
         return result
