@@ -30,7 +30,6 @@ from tests.imports import ROOT, import_closure
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
 MODULE = re.compile(r"python -m (?P<module>stages\.\w+)")
-TORCH_FREE = ("choice", "comfy", "download.py", "filter.py", "harness", "images", "midjourney", "split.py")
 NAMED_MAPS = (  # sections whose keys are names, and may differ between profiles
     "download_weights",
     "grids",

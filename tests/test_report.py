@@ -32,8 +32,9 @@ from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, e
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
 from stages.page.descent import BOX_HEIGHT, trace
-from stages.page.findings import same_name, sheet_name
+from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
+from stages.page.tournament import draw_tournament
 from stages.report import ReportParams, main, run
 from stages.train import write_reports
 
@@ -589,3 +590,18 @@ def test_names_are_one_however_they_are_joined() -> None:
 )
 def test_bytes_are_written_as_people_do(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_both_rounds_are_drawn_as_a_tournament_and_names_of_strangers_are_text() -> None:
+    def choice(name: str, candidates: list[str], won: str) -> Named:
+        return Named(
+            name, {"choice": won, "candidates": dict.fromkeys(candidates), "is_clear": False}
+        )
+
+    rows = [choice(f"row.{n}", [f"row{n}_trained", HOSTILE], f"row{n}_trained") for n in (1, 2)]
+    drawn = draw_tournament([*rows, choice("final", ["row1", "row2"], "row2")])
+    assert drawn
+    assert "<script>" not in drawn
+    assert drawn.count("row1_trained") == 4, "as a candidate and as the row's winner, with titles"
+    assert "no clear winner" in drawn
+    assert draw_tournament(rows) is None

@@ -23,6 +23,7 @@ from stages.page.samples import (
     pick_samples,
     read_split,
 )
+from stages.page.tournament import draw_tournament
 from stages.page.viewer import VIEWER, write_viewer
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -143,6 +144,7 @@ class Site:
     curves: list[Curve] = field(default_factory=list)
     sheets: dict[str, list[Picture]] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
+    tournament: Markup | None = None
     viewed: list[str] = field(default_factory=list)  # grids that the viewer shows
     missing: list[str] = field(default_factory=list)
 
@@ -181,6 +183,7 @@ def make_site(
     site.samples = _samples(folder, sources.images, samples, site.split)
     site.curves = [_curve(run, findings) for run in findings.runs]
     site.choices = [_choice(c.name, c.content) for c in findings.choices]
+    site.tournament = draw_tournament(findings.choices)
     order = expected_grids(params)  # others after
     by_order = sorted(findings.sheets, key=lambda g: order.index(g) if g in order else len(order))
     for grid in by_order:
