@@ -25,7 +25,9 @@ from stages.diffusion.history import History
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.train_params import TrainParams
+from stages.diffusion.sample import SamplingParams
+from stages.diffusion.train_params import SamplesParams, TrainParams
+from stages.diffusion.train_report import write_reports
 from stages.diffusion.weights import merge_files
 from stages.harness.files import sha256_file, write_json
 from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish
@@ -36,7 +38,6 @@ from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
 from stages.page.tournament import draw_tournament
 from stages.report import ReportParams, main, run
-from stages.train import write_reports
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
 CAPTIONS = ["red apple, glossy", HOSTILE, "smiling cat face", "猫 on a “sofa”", "a" * 200]
@@ -75,6 +76,19 @@ TRAINED = TrainParams(
     ema_decay=0.0,
     min_snr_gamma=0.0,
     noise_offset=0.0,
+    schedule="constant",
+    schedule_epochs=4,
+    warmup_steps=0,
+    gradient_checkpointing=False,
+    max_skipped_share=0.05,
+    prediction_type="epsilon",
+    zero_terminal_snr=False,
+    samples=SamplesParams(
+        every_epochs=0,
+        prompts=(),
+        seed=1,
+        sampling=SamplingParams(sampler="ddim", steps=2, guidance=1.0, negative_prompt=""),
+    ),
 )
 
 

@@ -1,114 +1,53 @@
 """Training: it learns, it may be killed at any moment, and it says what is wrong."""
 
 import csv
-import io
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
-import sys
 import tarfile
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
-from dadaptation import DAdaptAdam as Reference  # type: ignore[import-untyped]
 from PIL import Image
 from safetensors import safe_open
 
 from stages.diffusion.ancestry import read_lineage
-from stages.diffusion.dataset import Example, encode
+from stages.diffusion.draw import Drawn
 from stages.diffusion.header import read_header
-from stages.diffusion.loop import Trained, train
-from stages.diffusion.model import Models, load_models, save_single_file
-from stages.diffusion.optimizers import DAdaptAdam
+from stages.diffusion.learner import Learner
+from stages.diffusion.loop import train
+from stages.diffusion.model import Base, load_models
 from stages.diffusion.train_params import TrainParams
 from stages.harness.files import sha256_bytes, sha256_file
-from stages.images.bucket import Bucket
+from stages.harness.scratch import exclusive
 from stages.train import main
-from tests.tiny_sd import make_tiny_sd
-
-ROOT = Path(__file__).parent.parent
-PARAMS = TrainParams(
-    resolution=16,
-    bucket_step_px=8,
-    max_aspect=2.0,
-    learning_rate=2e-3,
-    text_encoder_learning_rate=0.0,
-    optimizer="adamw",
-    weight_decay=0.01,
-    batch_size=4,
-    gradient_accumulation=2,
-    max_epochs=3,
-    checkpoint_every_epochs=2,
-    caption_dropout=0.1,
-    validation_timesteps=2,
-    stop_patience=0,
-    seed=1,
-    precision="fp32",
-    max_gradient_norm=1.0,
-    ema_decay=0.5,
-    min_snr_gamma=5.0,
-    noise_offset=0.05,
+from tests.tiny_training import (
+    EXAMPLES,
+    HELD_OUT,
+    PARAMS,
+    ROOT,
+    base,
+    command,
+    hashes,
+    one_thread,
+    picture,
+    pictures,
+    start,
+    start_from,
+    wait_for,
 )
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Keep two test processes from waiting for each other's threads; bits depend on the count."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a folder with base.safetensors and config/."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny = make_tiny_sd(folder / "config", attention=(True,))
-    save_single_file(
-        folder / "base.safetensors", tiny.unet, tiny.vae, tiny.text_encoder, {"name": "tiny"}
-    )
-    return folder
-
-
-def models(base: Path) -> Models:
-    return load_models(base / "base.safetensors", base / "config")
-
-
-def picture(seed: int, width: int = 16, height: int = 16) -> bytes:
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def pictures(count: int, first: int = 0) -> list[Example]:
-    """Make pictures of two shapes."""
-    return [
-        Example(f"{i:03}", f"cat {i % 3}", picture(i, 32 if i % 3 else 16))
-        for i in range(first, first + count)
-    ]
-
-
-EXAMPLES, HELD_OUT = pictures(15), pictures(6, first=100)
-
-
-def hashes(trained: Trained) -> dict[int, str]:
-    return {epoch: sha256_file(path) for epoch, path in trained.weights.items()}
-
-
-def start(base: Path, scratch: Path, params: TrainParams = PARAMS, **others: object) -> Trained:
-    return train(models(base), EXAMPLES, HELD_OUT, params, scratch, **others)  # type: ignore[arg-type]
+__all__ = ["base", "one_thread"]  # fixtures are found by their names
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_training_lowers_the_loss_and_keeps_every_nth_and_the_best(
@@ -126,7 +65,7 @@ def test_training_lowers_the_loss_and_keeps_every_nth_and_the_best(
     ]
     # what was measured is what was kept
     again = train(
-        load_models(trained.weights[3], base / "config"),
+        Base(trained.weights[3], base / "config"),
         EXAMPLES,
         HELD_OUT,
         replace(PARAMS, max_epochs=1),
@@ -142,7 +81,7 @@ def test_order_of_examples_and_batch_size_of_validation_do_not_matter(
 ) -> None:
     once = start(base, tmp_path / "a")
     shuffled = random.Random(0).sample(EXAMPLES, len(EXAMPLES))
-    twice = train(models(base), shuffled, HELD_OUT[::-1], PARAMS, tmp_path / "b")
+    twice = train(start_from(base), shuffled, HELD_OUT[::-1], PARAMS, tmp_path / "b")
     assert hashes(once) == hashes(twice)
     larger = start(base, tmp_path / "c", replace(PARAMS, batch_size=16, max_epochs=1))
     assert larger.history.errors[0] == pytest.approx(once.history.errors[0], rel=1e-4)
@@ -154,7 +93,7 @@ def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path
     params = replace(PARAMS, max_epochs=1, ema_decay=0.0)
     losses = [
         train(
-            models(base),
+            start_from(base),
             same_shape,
             HELD_OUT,
             replace(params, batch_size=size, gradient_accumulation=times),
@@ -165,43 +104,30 @@ def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "dadaptation"])
+@pytest.mark.parametrize("optimizer", ["adamw", "dadaptation", "prodigy", "schedulefree"])
 def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(
     base: Path, tmp_path: Path, optimizer: str
 ) -> None:
-    rate = 1e-3 if optimizer == "adamw" else 1.0
+    rate = 1.0 if optimizer in ("dadaptation", "prodigy") else 1e-3
+    average = 0.0 if optimizer == "schedulefree" else 0.5
     params = replace(
-        PARAMS, optimizer=optimizer, learning_rate=rate, text_encoder_learning_rate=rate
+        PARAMS,
+        optimizer=optimizer,
+        learning_rate=rate,
+        text_encoder_learning_rate=rate,
+        ema_decay=average,
     )
     unbroken = start(base, tmp_path / "unbroken", params)
-    code = (
-        "import sys, json; from stages.harness.threads import wait_politely; wait_politely();"
-        "import torch; from pathlib import Path; import tests.test_train as t;"
-        "torch.set_num_threads(1); print('ready', flush=True);"
-        "t.start(Path(sys.argv[1]), Path(sys.argv[2]), t.TrainParams(**json.loads(sys.argv[3])),"
-        " save_every_s=0, say=lambda line: print(line, flush=True))"
-    )
     scratch = tmp_path / "killed"
-    command = [sys.executable, "-c", code, str(base), str(scratch), json.dumps(asdict(params))]
     for steps in (2, 4):  # of 9: within the second epoch, and the third
-        with subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
+        words = command(base, scratch, params)
+        with subprocess.Popen(words, cwd=ROOT, stdout=PIPE, stderr=DEVNULL) as process:
             wait_for(scratch / "checkpoints" / f"step_{steps:09}.safetensors", process)
             process.send_signal(signal.SIGKILL)
         assert process.returncode == -signal.SIGKILL
     resumed: list[str] = []
     assert hashes(start(base, scratch, params, say=resumed.append)) == hashes(unbroken)
     assert any("going on in epoch" in line for line in resumed)
-
-
-def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
-    """Wait until a file, or one that sorts after it, stands in its folder."""
-    deadline = time.monotonic() + 60
-    while not any(p.name >= path.name for p in path.parent.glob("step_*.safetensors")):
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline, f"no {path.name} in time"
-        time.sleep(0.005)
 
 
 def test_a_polite_signal_saves_first(base: Path, tmp_path: Path) -> None:
@@ -249,65 +175,137 @@ def test_a_scratch_folder_of_another_run_is_refused(base: Path, tmp_path: Path) 
     start(base, tmp_path, replace(PARAMS, max_epochs=1))
     for params, examples in ((replace(PARAMS, seed=2), EXAMPLES), (PARAMS, EXAMPLES[1:])):
         with pytest.raises(ValueError, match="holds another run"):
-            train(models(base), examples, HELD_OUT, params, tmp_path)
+            train(start_from(base), examples, HELD_OUT, params, tmp_path)
 
 
-def test_our_dadaptation_equals_the_package_step_by_step(
-    capsys: pytest.CaptureFixture[str],
+def test_other_samples_and_another_end_go_on_and_anything_else_does_not(
+    base: Path, tmp_path: Path
 ) -> None:
-    generator = torch.Generator().manual_seed(0)
-    theirs = [torch.randn(6, 5, generator=generator), torch.randn(7, generator=generator)]
-    ours = [weight.clone().requires_grad_() for weight in theirs]
-    theirs = [weight.requires_grad_() for weight in theirs]
-    pairs = (
-        (theirs, Reference(theirs, weight_decay=0.1, growth_rate=1.5, decouple=True)),
-        (ours, DAdaptAdam(ours, lr=1.0, weight_decay=0.1, growth_rate=1.5)),
+    samples = replace(PARAMS.samples, every_epochs=2, prompts=("cat", "cat 1"))
+    first = start(base, tmp_path)
+    lines: list[str] = []
+    drawn = start(base, tmp_path, replace(PARAMS, max_epochs=4, samples=samples), say=lines.append)
+    assert any("going on in epoch 4" in line for line in lines)
+    assert first.samples == {}
+    assert sorted(drawn.samples) == [4]
+    with Image.open(drawn.samples[4]) as row:
+        assert row.size == (2 * PARAMS.resolution, PARAMS.resolution)
+    with pytest.raises(ValueError, match="holds another run"):
+        start(base, tmp_path, replace(PARAMS, warmup_steps=2))
+
+
+def test_drawing_on_the_way_changes_no_weight(base: Path, tmp_path: Path) -> None:
+    samples = replace(PARAMS.samples, every_epochs=1, prompts=("cat",))
+    params = replace(PARAMS, text_encoder_learning_rate=1e-3)
+    plain = start(base, tmp_path / "a", params)
+    assert hashes(start(base, tmp_path / "b", replace(params, samples=samples))) == hashes(plain)
+
+
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"precision": "bf16"}])
+def test_what_saves_memory_leaves_the_loss_where_it_was(
+    base: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    plain = start(base, tmp_path / "a").history
+    saving = start(base, tmp_path / "b", replace(PARAMS, **changes)).history  # type: ignore[arg-type]
+    assert saving.means[3] == pytest.approx(plain.means[3], rel=0.02)
+    assert saving.means[3] < 0.99 * saving.means[0]
+
+
+def test_a_learning_rate_that_fell_to_zero_moves_nothing(base: Path, tmp_path: Path) -> None:
+    params = replace(PARAMS, schedule="cosine", schedule_epochs=1, weight_decay=0.0, ema_decay=0.0)
+    means = start(base, tmp_path, params).history.means
+    assert means[1] < means[0]
+    assert means[1] == means[2] == means[3]
+
+
+def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
+    base: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "config"
+    shutil.copytree(base / "config", config)
+    path = config / "scheduler" / "scheduler_config.json"
+    text = path.read_text(encoding="utf-8").replace('"epsilon"', '"v_prediction"')
+    path.write_text(text, encoding="utf-8")
+    params = replace(
+        PARAMS, prediction_type="v_prediction", zero_terminal_snr=True, ema_decay=0.0, max_epochs=6
     )
-    for step in range(60):
-        target = torch.randn(6, 5, generator=generator)
-        for weights, optimizer in pairs:
-            optimizer.zero_grad()
-            # nothing to learn from at first: no step, and no division by zero
-            ((weights[0] - target).square().mean() + weights[1].sin().sum()).mul(
-                float(step > 0)
-            ).backward()
-            optimizer.step()
-        d = [float(optimizer.param_groups[0]["d"]) for _, optimizer in pairs]
-        assert d[0] == pytest.approx(d[1], rel=1e-5)
-        for a, b in zip(theirs, ours, strict=True):
-            assert torch.allclose(a, b, rtol=1e-5, atol=1e-6)
-    assert d[1] > 1e-4
+    weights = base / "base.safetensors"
+    trained = train(Base(weights, config), EXAMPLES, EXAMPLES, params, tmp_path / "v")  # by heart
+    assert trained.history.change(6).high < 0
+    for other, said in ((base / "config", "epsilon"), (config, "v_prediction")):
+        wrong = replace(PARAMS, prediction_type="epsilon" if other == config else "v_prediction")
+        with pytest.raises(ValueError, match=f"says '{said}'"):
+            train(Base(weights, other), EXAMPLES, HELD_OUT, wrong, tmp_path / said)
 
 
-def test_encoding_crops_to_the_bucket_and_names_what_cannot_be_read(base: Path) -> None:
-    choices = [Bucket(16, 16), Bucket(24, 8)]
-    wide = replace(EXAMPLES[0], image=picture(0, 40, 14), id="wide")
-    data = encode(models(base), [wide, EXAMPLES[0]], choices, keep_tokens=False)
-    assert data.ids == ("000", "wide")
-    assert [tuple(latents.shape) for latents in data.latents] == [(4, 2, 2), (4, 1, 3)]
-    assert data.captions.shape == (2, 32, 32)  # "" and "cat 0"
-    assert data.caption_rows.tolist() == [1, 1]
-    with pytest.raises(ValueError, match="'bad' cannot be read"):
-        encode(models(base), [Example("bad", "", b"<html>")], choices, keep_tokens=False)
-    with pytest.raises(ValueError, match="two examples have the id '000'"):
-        encode(models(base), EXAMPLES[:1] * 2, choices, keep_tokens=False)
+def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One example's noise breaks the loss in every epoch; its steps are left out."""
+    errors = Learner.errors
+
+    def broken(self: Learner, drawn: Drawn) -> torch.Tensor:
+        scale = torch.tensor([float("nan") if id_ == "003" else 1.0 for id_ in drawn.ids])
+        return errors(self, drawn) * scale
+
+    monkeypatch.setattr(Learner, "errors", broken)
+    lines: list[str] = []
+    params = replace(PARAMS, max_skipped_share=0.5)
+    trained = start(base, tmp_path / "a", params, say=lines.append)
+    left_out = [line for line in lines if "not finite; left out" in line]
+    assert len(left_out) == 3
+    assert all("003" in line for line in left_out)
+    assert trained.history.means[3] < trained.history.means[0]
+    with pytest.raises(ValueError, match=r"more than max_skipped_share 0\.0 of an epoch"):
+        start(base, tmp_path / "b", replace(PARAMS, max_skipped_share=0.0))
 
 
-def test_a_transparent_picture_is_drawn_on_white(base: Path) -> None:
-    file = io.BytesIO()
-    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(file, "WEBP", lossless=True)
-    white = io.BytesIO()
-    Image.new("RGB", (16, 16), (255, 255, 255)).save(white, "PNG")
-    examples = [Example("a", "", file.getvalue()), Example("b", "", white.getvalue())]
-    data = encode(models(base), examples, [Bucket(16, 16)], keep_tokens=True)
-    assert torch.equal(data.latents[0], data.latents[1])
-    assert data.captions.dtype == torch.int64
+def test_out_of_memory_says_which_batch_would_fit(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = Learner.errors
+
+    def small(self: Learner, drawn: Drawn) -> torch.Tensor:
+        if len(drawn.ids) > 2 and torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("no room")
+        return errors(self, drawn)
+
+    monkeypatch.setattr(Learner, "errors", small)
+    with pytest.raises(ValueError, match=r"batch_size 2 would fit; with gradient_accumulation 4"):
+        start(base, tmp_path / "a", replace(PARAMS, batch_size=4))
+
+
+def test_buckets_smaller_than_a_batch_train_and_are_told(base: Path, tmp_path: Path) -> None:
+    examples = [*EXAMPLES[:2], replace(EXAMPLES[2], image=picture(2, 16, 32))]
+    lines: list[str] = []
+    params = replace(PARAMS, batch_size=8, max_epochs=1, max_aspect=3.0)
+    trained = train(start_from(base), examples, HELD_OUT, params, tmp_path, say=lines.append)
+    assert any("3 of 3 buckets hold fewer than batch_size 8" in line for line in lines)
+    assert len(trained.history) == 2
+
+
+def test_a_scratch_folder_that_another_process_holds_is_named(base: Path, tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path),
+        pytest.raises(BlockingIOError, match=f"process {os.getpid()} is still at work here"),
+    ):
+        start(base, tmp_path)
+
+
+def test_8_bit_adamw_says_how_to_get_it(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="pip install bitsandbytes=="):
+        start(base, tmp_path, replace(PARAMS, optimizer="adamw8bit"))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"optimizer": "adma"}, "optimizer must be adamw or dadaptation"),
+        ({"optimizer": "adma"}, "optimizer must be adamw or adamw8bit or dadaptation"),
+        ({"schedule": "cosinus"}, "schedule must be constant or cosine or linear"),
+        ({"schedule_epochs": 0}, "schedule_epochs must be above 0"),
+        ({"prediction_type": "sample"}, "prediction_type must be epsilon or v_prediction"),
+        ({"zero_terminal_snr": True}, "zero_terminal_snr needs prediction_type v_prediction"),
+        ({"optimizer": "schedulefree"}, "set schedule to constant and ema_decay to 0"),
         ({"precision": "fp8"}, "precision must be"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"ema_decay": 1.0}, "ema_decay must be below 1"),
@@ -330,16 +328,20 @@ def project(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
             for example in examples:
                 header = tarfile.TarInfo(f"{example.id}.png")
                 header.size = len(example.image)
-                tar.addfile(header, io.BytesIO(example.image))
+                tar.addfile(header, BytesIO(example.image))
                 where = {"shard": f"{side}.tar", "member": header.name}
                 digest = sha256_bytes(example.image)
                 rows.append(
                     {"id": example.id, "caption": example.caption, **where} | {"sha256": digest}
                 )
         pq.write_table(pa.Table.from_pylist(rows), f"{side}.parquet")
-    section = {"train": {"64": asdict(PARAMS)}}
-    Path("params.yaml").write_text(yaml.safe_dump(section), encoding="utf-8")
+    write_params("train", PARAMS)
     return tmp_path
+
+
+def write_params(section: str, params: TrainParams) -> None:
+    text = json.dumps({section: {"64": asdict(params)}})  # JSON is YAML, and knows no tuples
+    Path("params.yaml").write_text(text, encoding="utf-8")
 
 
 def stage(base: Path, *changes: str) -> None:
@@ -388,8 +390,7 @@ def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
 
 
 def test_runs_of_another_section_are_trained_alike(base: Path, project: Path) -> None:
-    section = {"train_ingredient": {"64": asdict(replace(PARAMS, max_epochs=1))}}
-    Path("params.yaml").write_text(yaml.safe_dump(section), encoding="utf-8")
+    write_params("train_ingredient", replace(PARAMS, max_epochs=1))
     stage(base, "--section", "train_ingredient")
     assert [p.name for p in Path("models/64").iterdir()] == ["epoch_001.safetensors"]
 

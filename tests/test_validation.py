@@ -1,50 +1,49 @@
 """Validation: a figure that moves only when the weights do, and an interval around its change."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.diffusion.dataset import Dataset, epoch_batches
-from stages.diffusion.validation import (
-    everydream2_loss,
-    paired_interval,
-    stratified_timestep,
-    validation_errors,
-)
-
-CPU = torch.device("cpu")
+from stages.diffusion.dataset import CAPTION, LATENTS, Dataset, epoch_batches
+from stages.diffusion.draw import Drawn, stratified_timestep
+from stages.diffusion.ranks import alone
+from stages.diffusion.validation import everydream2_loss, paired_interval, validation_errors
 
 
-def dataset(ids: list[str]) -> Dataset:
-    """Make examples whose latents and captions depend on their id alone; two shapes."""
-    shapes = [(4, 4, 4) if int(id_) % 3 else (4, 2, 6) for id_ in ids]
-    return Dataset(
-        ids=tuple(ids),
-        latents=tuple(torch.full(s, float(i)) for i, s in zip(ids, shapes, strict=True)),
-        caption_rows=torch.tensor([int(id_) % 2 for id_ in ids]),
-        captions=torch.stack([torch.zeros(3, 2), torch.ones(3, 2)]),
-    )
+def dataset(folder: Path, ids: list[str]) -> Dataset:
+    """Write examples whose latents and captions depend on their id alone; two shapes."""
+    shapes = {id_: (4, 4, 4) if int(id_) % 3 else (4, 2, 6) for id_ in ids}
+    tensors = {LATENTS + id_: torch.full(shape, float(id_)) for id_, shape in shapes.items()}
+    tensors |= {CAPTION + id_: torch.full((3, 2), float(int(id_) % 2)) for id_ in ids}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / "000000.safetensors")
+    return Dataset(folder)
 
 
-def measure(latents: Tensor, noise: Tensor, timesteps: Tensor, captions: Tensor) -> Tensor:
+def measure(drawn: Drawn) -> Tensor:
     """Stand in for a UNet: every argument matters, and each picture is measured by itself."""
-    mixed = (
-        latents + noise * timesteps[:, None, None, None] + captions.sum((1, 2))[:, None, None, None]
-    )
+    captions = drawn.captions.sum((1, 2))[:, None, None, None]
+    mixed = drawn.latents + drawn.noise * drawn.timesteps[:, None, None, None] + captions
     return mixed.square().flatten(1).mean(1)
 
 
-def errors(ids: list[str], batch_size: int, seed: int = 1) -> dict[tuple[str, int], float]:
-    data = dataset(ids)
+def errors(
+    folder: Path, ids: list[str], batch_size: int, seed: int = 1, *, full_batch: int = 0
+) -> dict[tuple[str, int], float]:
+    data = dataset(folder, ids)
     found = validation_errors(
         measure,
         data,
+        alone("cpu"),
         seed=seed,
         timesteps_per_example=4,
         total_timesteps=1000,
         batch_size=batch_size,
-        device=CPU,
+        full_batch=full_batch,
     )
     return {(id_, k): float(found[row, k]) for row, id_ in enumerate(data.ids) for k in range(4)}
 
@@ -53,17 +52,20 @@ IDS = [str(i) for i in range(11)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 64])
-def test_errors_are_equal_for_any_batch_size_and_order(batch_size: int) -> None:
-    assert errors(IDS[::-1], batch_size) == pytest.approx(errors(IDS, 3))
+def test_errors_are_equal_for_any_batch_size_and_order(tmp_path: Path, batch_size: int) -> None:
+    """Also where batches are filled up to a size, as for a compiled UNet."""
+    found = errors(tmp_path, IDS, 3)
+    assert errors(tmp_path, IDS[::-1], batch_size) == pytest.approx(found)
+    assert errors(tmp_path, IDS, batch_size, full_batch=batch_size) == pytest.approx(found)
 
 
-def test_an_examples_errors_do_not_depend_on_its_neighbours() -> None:
-    alone, together = errors(["4"], 3), errors(IDS, 3)
-    assert alone == pytest.approx({key: together[key] for key in alone})
+def test_an_examples_errors_do_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    lonely, together = errors(tmp_path, ["4"], 3), errors(tmp_path, IDS, 3)
+    assert lonely == pytest.approx({key: together[key] for key in lonely})
 
 
-def test_another_seed_asks_other_questions() -> None:
-    assert errors(IDS, 3, seed=2) != pytest.approx(errors(IDS, 3))
+def test_another_seed_asks_other_questions(tmp_path: Path) -> None:
+    assert errors(tmp_path, IDS, 3, seed=2) != pytest.approx(errors(tmp_path, IDS, 3))
 
 
 def test_timesteps_are_one_from_each_part_of_the_schedule() -> None:
@@ -98,11 +100,11 @@ def test_pairing_sees_a_change_far_below_the_spread_of_the_examples() -> None:
     assert unpaired.low < 0 < unpaired.high
 
 
-def test_each_row_comes_once_an_epoch_in_batches_of_one_shape() -> None:
-    data = dataset(IDS)
+def test_each_row_comes_once_an_epoch_in_batches_of_one_shape(tmp_path: Path) -> None:
+    data = dataset(tmp_path, IDS)
     batches = epoch_batches(data, 2, seed=1, epoch=5)
     assert sorted(row for batch in batches for row in batch) == list(range(len(IDS)))
-    assert all(len({data.latents[row].shape for row in batch}) == 1 for batch in batches)
+    assert all(len({data.shapes[row] for row in batch}) == 1 for batch in batches)
     assert batches == epoch_batches(data, 2, seed=1, epoch=5)
     assert batches != epoch_batches(data, 2, seed=1, epoch=6)
     assert batches != epoch_batches(data, 2, seed=2, epoch=5)

@@ -44,7 +44,7 @@ from stages.diffusion.checkpoint import (
     optimizer_state,
     save_checkpoint,
 )
-from stages.diffusion.loss import min_snr_weights, noise_errors, stratified_timesteps
+from stages.diffusion.loss import min_snr_weights, prediction_errors, stratified_timesteps
 from stages.harness.files import sha256_file, sha256_json, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import clear_errors, stage_paths
@@ -254,7 +254,7 @@ class Run:
                 step, params.learning_rate, params.warmup_steps, params.decay_steps, params.steps
             )
         with half_precision(self.device):
-            errors = noise_errors(
+            errors = prediction_errors(
                 self.unet, self.noise_scheduler, latents, noise, timesteps, encoder_hidden_states
             )
         (self.weight_at[timesteps] * errors).mean().backward()

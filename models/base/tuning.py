@@ -14,9 +14,9 @@ from models.base.drawing import SIDE_PX, draw_all
 from models.base.heldout import planned_caption
 from models.base.judge import similarities
 from models.base.pictures import BASE_STYLES, STYLE_WORDS, Corpus, as_pixel_values
-from stages.diffusion.dataset import Example
+from stages.diffusion.encode import Example
 from stages.diffusion.loop import train
-from stages.diffusion.model import Models, load_models
+from stages.diffusion.model import Base, Models, load_models
 from stages.diffusion.sample import SamplingParams
 from stages.diffusion.train_params import TrainParams
 from stages.images.holdout import validation_rows
@@ -60,7 +60,7 @@ def finetune_gain(
     """
     with tempfile.TemporaryDirectory() as scratch:
         history = train(
-            load_models(base, config),
+            Base(base, config),
             examples,
             validation_examples,
             params,
@@ -100,7 +100,7 @@ def style_shift(
     before = drawn_styles(load_models(base, config), clip, prompts, sampling)
     with tempfile.TemporaryDirectory() as scratch:
         started = time.monotonic()
-        trained = train(load_models(base, config), examples, examples[:8], params, Path(scratch))
+        trained = train(Base(base, config), examples, examples[:8], params, Path(scratch))
         seconds = time.monotonic() - started
         last = load_models(trained.weights[max(trained.weights)], config)
     after = drawn_styles(last, clip, prompts, sampling)

@@ -1,57 +1,24 @@
-"""Pictures and captions as the UNet sees them: encoded once, then batched by bucket."""
+"""Encoded examples, read from their files row by row, and the order in which a run takes them."""
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from safetensors import safe_open
 from torch import Tensor
 
 from stages.diffusion import noise
-from stages.diffusion.model import Models
-from stages.images.bucket import Bucket, centre_crop, nearest_bucket
 
-if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
-    from transformers import CLIPTextModel, CLIPTokenizer
+SHARDS = "*.safetensors"
+LATENTS, CAPTION = "latents/", "caption/"  # before an example's id: the keys of a shard
+NO_CAPTION = "no_caption.safetensors"  # the empty caption, under CAPTION
 
-NO_CAPTION = 0  # row of the empty caption
-CAPTIONS_AT_ONCE = 64
-WHITE = (255, 255, 255)
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """A picture and what it shows."""
-
-    id: str
-    caption: str
-    image: bytes  # a file's: JPEG, PNG, WebP
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """Encoded examples, by rising id."""
-
-    ids: tuple[str, ...]
-    latents: tuple[Tensor, ...]  # of each example: (4, h, w)
-    caption_rows: Tensor  # (N,) int64, into `captions`
-    captions: Tensor  # (C, L, D) last hidden states, or (C, L) int64 token ids; row 0 is ""
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def take(self, rows: Sequence[int]) -> "Batch":
-        """Collect examples of one bucket."""
-        return Batch(
-            ids=tuple(self.ids[row] for row in rows),
-            latents=torch.stack([self.latents[row] for row in rows]),
-            captions=self.captions[self.caption_rows[list(rows)]],
-        )
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,111 +26,55 @@ class Batch:
     """Examples of one bucket."""
 
     ids: tuple[str, ...]
-    latents: Tensor  # (B, 4, h, w)
+    latents: Tensor  # (B, 4, h, w) float32, times the scaling factor
     captions: Tensor  # (B, L, D) last hidden states, or (B, L) int64 token ids
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-@torch.no_grad()
-def encode(
-    models: Models,
-    examples: Iterable[Example],
-    choices: Sequence[Bucket],
-    *,
-    keep_tokens: bool,
-    dtype: torch.dtype = torch.float32,
-    on_example: Callable[[], None] = lambda: None,
-) -> Dataset:
-    """Encode examples: pictures to latent means, captions to embeddings.
+class Dataset:
+    """The examples of a folder that `encode_examples` filled, by rising id.
 
-    Args:
-        models: whose `vae` and `text_encoder` do it, on the device where they are.
-        examples: in any order, read one by one; ids must differ.
-        choices: the buckets.
-        keep_tokens: keep token ids for a text encoder that is itself trained.
-        dtype: of the latents and embeddings kept, on the CPU.
-        on_example: called after each picture.
-
-    Raises:
-        ValueError: if an id repeats, or a picture cannot be read or encoded; it is named.
+    Files are mapped, not loaded: a process reads the rows that it takes.
     """
-    latents: dict[str, Tensor] = {}
-    caption_of: dict[str, str] = {}
-    for example in examples:
-        if example.id in latents:
-            raise ValueError(f"two examples have the id {example.id!r}; each needs its own")
-        latents[example.id] = encode_image(models.vae, example, choices).to("cpu", dtype)
-        caption_of[example.id] = example.caption
-        on_example()
-    ids = sorted(latents)
-    texts = ["", *sorted(set(caption_of.values()) - {""})]
-    rows = {caption: row for row, caption in enumerate(texts)}
-    captions = tokenize(models.tokenizer, texts)
-    if not keep_tokens:
-        captions = encode_captions(models.text_encoder, captions).to("cpu", dtype)
-    return Dataset(
-        ids=tuple(ids),
-        latents=tuple(latents[id_] for id_ in ids),
-        caption_rows=torch.tensor([rows[caption_of[id_]] for id_ in ids], dtype=torch.int64),
-        captions=captions,
-    )
 
+    def __init__(self, folder: Path) -> None:
+        """Open the shards and read their lists.
 
-def encode_image(vae: "AutoencoderKL", example: Example, choices: Sequence[Bucket]) -> Tensor:
-    """Encode one picture, cropped to its bucket: (4, h, w), times the scaling factor.
+        Raises:
+            ValueError: if an id repeats.
+        """
+        self._files: dict[str, Any] = {}  # by id
+        shapes: dict[str, tuple[int, ...]] = {}
+        for path in sorted(folder.glob(SHARDS)):
+            file: Any = safe_open(path, "pt")
+            if path.name == NO_CAPTION:
+                self.no_caption: Tensor = file.get_tensor(CAPTION)
+                continue
+            for id_ in (k.removeprefix(LATENTS) for k in file.keys() if k.startswith(LATENTS)):  # noqa: SIM118
+                if id_ in self._files:
+                    raise ValueError(f"two examples have the id {id_!r}; each needs its own")
+                self._files[id_] = file
+                shapes[id_] = tuple(file.get_slice(LATENTS + id_).get_shape())
+        self.ids = tuple(sorted(self._files))
+        self.shapes = tuple(shapes[id_] for id_ in self.ids)
 
-    One at a time, so that a picture's latents do not depend on its neighbours, not even in the
-    last bit.
-    """
-    pixel_values = read_pixel_values(example, choices)[None].to(vae.device, vae.dtype)
-    means = vae.encode(pixel_values).latent_dist.mode()[0]
-    latents: Tensor = means.float() * vae.config.scaling_factor
-    if not latents.isfinite().all():
-        raise ValueError(
-            f"picture {example.id!r}: the VAE's latents are not finite. Is the VAE in float16? "
-            "Load it in float32"
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """Collect examples of one bucket."""
+        ids = tuple(self.ids[row] for row in rows)
+        return Batch(
+            ids=ids,
+            latents=torch.stack([self._read(LATENTS, id_) for id_ in ids]),
+            captions=torch.stack([self._read(CAPTION, id_) for id_ in ids]),
         )
-    return latents
 
-
-def read_pixel_values(example: Example, choices: Sequence[Bucket]) -> Tensor:
-    """Decode, resize and crop a picture to its bucket: (3, H, W) in [-1, 1]; transparent is white.
-
-    Raises:
-        ValueError: if the bytes are no picture; the message names the example.
-    """
-    try:
-        with Image.open(io.BytesIO(example.image)) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.has_transparency_data:
-                drawn = image.convert("RGBA")
-                image = Image.new("RGB", drawn.size, WHITE)
-                image.paste(drawn, mask=drawn.getchannel("A"))
-            image = image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {example.id!r} cannot be read: {error}") from error
-    bucket = nearest_bucket(image.width, image.height, choices)
-    resized = image.resize(
-        (bucket.width, bucket.height),
-        Image.Resampling.LANCZOS,
-        box=centre_crop(image.width, image.height, bucket),
-    )
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 127.5 - 1
-
-
-def tokenize(tokenizer: "CLIPTokenizer", captions: Sequence[str]) -> Tensor:
-    """Turn captions into token ids, cut and padded to the model's length: (N, L) int64."""
-    tokens = tokenizer(list(captions), padding="max_length", truncation=True, return_tensors="pt")
-    input_ids: Tensor = tokens.input_ids
-    return input_ids
-
-
-def encode_captions(text_encoder: "CLIPTextModel", input_ids: Tensor) -> Tensor:
-    """Give the last hidden states of captions: (N, L) -> (N, L, D)."""
-    parts = input_ids.to(text_encoder.device).split(CAPTIONS_AT_ONCE)
-    return torch.cat([text_encoder(part).last_hidden_state for part in parts])
+    def _read(self, kind: str, id_: str) -> Tensor:
+        tensor: Tensor = self._files[id_].get_tensor(kind + id_)
+        return tensor
 
 
 def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -184,15 +95,27 @@ def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> l
 def by_shape(dataset: Dataset) -> list[list[int]]:
     """Group rows by the shape of their latents, smallest first."""
     groups: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for row, latents in enumerate(dataset.latents):
-        groups[tuple(latents.shape)].append(row)
+    for row, shape in enumerate(dataset.shapes):
+        groups[shape].append(row)
     return [groups[shape] for shape in sorted(groups)]
 
 
-def in_order(dataset: Dataset, batch_size: int) -> Iterator[list[int]]:
-    """Give rows of each batch, one bucket after the other, unshuffled."""
-    for rows in by_shape(dataset):
-        yield from _chunks(rows, batch_size)
+def in_order(dataset: Dataset, batch_size: int) -> list[list[int]]:
+    """List the rows of each batch, one bucket after the other, unshuffled."""
+    return [chunk for rows in by_shape(dataset) for chunk in _chunks(rows, batch_size)]
+
+
+def ahead(make: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Make each item's result in a thread, one ahead of the caller, so that the GPU never waits."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: Future[Result] | None = None
+        for item in items:
+            following = thread.submit(make, item)
+            if waiting:
+                yield waiting.result()
+            waiting = following
+        if waiting:
+            yield waiting.result()
 
 
 def _chunks(rows: list[int], size: int) -> list[list[int]]:

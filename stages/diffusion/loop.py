@@ -5,40 +5,45 @@ Everything random belongs to a key of (seed, example id, epoch), and the order o
 and goes on from a checkpoint as if it had never stopped.
 """
 
+import dataclasses
+import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from stages.diffusion import noise
-from stages.diffusion.checkpoint import (
-    interruptions,
-    load_checkpoint,
-    load_optimizer_state,
-    optimizer_state,
-    save_checkpoint,
-)
-from stages.diffusion.dataset import NO_CAPTION, Dataset, Example, encode, epoch_batches
+from stages.diffusion.checkpoint import interruptions, load_checkpoint, save_checkpoint
+from stages.diffusion.dataset import Dataset, ahead, epoch_batches
+from stages.diffusion.draw import draw_training
+from stages.diffusion.encode import Examples, encode_examples
+from stages.diffusion.header import read_header
 from stages.diffusion.history import History
-from stages.diffusion.loss import min_snr_weights, noise_errors
-from stages.diffusion.model import Models, save_single_file
-from stages.diffusion.optimizers import build_optimizer
+from stages.diffusion.learner import Learner
+from stages.diffusion.loss import V_PREDICTION
+from stages.diffusion.model import Base, Models, load_models, save_trained
+from stages.diffusion.part import make_parts
+from stages.diffusion.preview import draw_preview
+from stages.diffusion.ranks import Ranks, alone
+from stages.diffusion.room import room_for_a_batch
 from stages.diffusion.train_params import PRECISIONS, TrainParams
 from stages.diffusion.validation import validation_errors
-from stages.harness.files import replacing, sha256_bytes, sha256_json
+from stages.harness.files import replacing, sha256_bytes, sha256_file, sha256_folder, sha256_json
 from stages.harness.progress import Progress
+from stages.harness.scratch import exclusive
 from stages.images.bucket import buckets
 
 Say = Callable[[str], None]
+SIDES = ("train", "validation")
+SAVES_SHARE = 0.02  # of the time that a checkpoint may cost, whatever the disk
 
 
 def say_nothing(line: str) -> None:
@@ -51,6 +56,7 @@ class Trained:
 
     history: History
     weights: dict[int, Path]  # single files by epoch, in the scratch folder
+    samples: dict[int, Path]  # pictures by epoch, there too
 
 
 @dataclass
@@ -58,51 +64,28 @@ class Position:
     """How far a run is, and the loss of the epoch under way."""
 
     epoch: int = 1  # under way
-    epoch_step: int = 0  # optimizer steps done in it
+    epoch_step: int = 0  # optimizer steps done in it, those left out included
     step: int = 0  # optimizer steps done in all
     seen: int = 0  # examples of this epoch
+    counted: int = 0  # of them, those whose loss is finite
+    skipped: int = 0  # steps of this epoch that were left out
     loss_sum: float | Tensor = 0.0  # over them; a tensor, so that no step waits for the device
     train_losses: list[float] = field(default_factory=list)
     errors: list[Tensor] = field(default_factory=list)  # (N, K) of each validation
-
-
-@dataclass
-class Part:
-    """A network that learns."""
-
-    network: nn.Module
-    optimizer: Optimizer
-    weights: list[Tensor]
-    average: list[Tensor]  # running average of the weights; empty without EMA
-
-    def state(self) -> dict[str, Any]:
-        """Give all that changes, for a checkpoint."""
-        return {
-            "weights": list(self.weights),
-            "average": self.average,
-            "optimizer": optimizer_state(self.optimizer),
-        }
-
-    @torch.no_grad()
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Put back what `state` gave."""
-        for weight, saved in zip(self.weights, state["weights"], strict=True):
-            weight.copy_(saved)
-        for mean, saved in zip(self.average, state["average"], strict=True):
-            mean.copy_(saved)
-        load_optimizer_state(self.optimizer, state["optimizer"])
+    scaler: dict[str, float] = field(default_factory=dict)  # of float16's gradients
 
 
 def train(
-    models: Models,
-    examples: Iterable[Example],
-    validation_examples: Iterable[Example],
+    base: Base,
+    examples: Examples,
+    validation_examples: Examples,
     params: TrainParams,
     scratch: Path,
     *,
-    inputs: str | None = None,
+    inputs: Mapping[str, str] | None = None,
+    encoded: Path | None = None,
     metadata: Mapping[str, str] | None = None,
-    device: torch.device | str | None = None,
+    ranks: Ranks | None = None,
     say: Say = say_nothing,
     save_every_s: float = 300,
 ) -> Trained:
@@ -111,85 +94,124 @@ def train(
     Killed at any moment and called again, it ends with the weights of an unbroken run.
 
     Args:
-        models: the base; changed in place, and of no further use.
-        examples: to learn from; read once, in any order.
+        base: to start from.
+        examples: to learn from; in any order.
         validation_examples: to measure by.
         params: of this run.
-        scratch: a folder for this run alone; `max_epochs` and `stop_patience` may change
-            between calls, anything else asks for another folder.
-        inputs: a hash that names base and examples; made from their bytes if None, which reads
-            every picture again at each start.
+        scratch: a folder for this run alone; the params named in ENDS may change between calls,
+            anything else asks for another folder.
+        inputs: hashes that name `base`, `config`, `train`, `validation` and the code; made from
+            their bytes if None, which reads every picture again at each start.
+        encoded: where encoded examples are kept, for all runs that see the same ones; `scratch`
+            if None.
         metadata: written into the weights, with the epoch; see `write_single_file`.
-        device: where to train; the first GPU if there is one, else the CPU.
+        ranks: who trains; this process alone if None.
         say: is told lines of progress.
         save_every_s: least time between two checkpoints within an epoch.
 
     Raises:
-        ValueError: if the examples are bad, the scratch folder is another run's, or the loss is
-            no longer finite.
+        ValueError: if the examples are bad, the scratch folder is another run's, the loss is no
+            longer finite, or a batch does not fit the device.
+        BlockingIOError: if another process is at work in `scratch`.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
     """
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    _claim(scratch, params, inputs or _hash_inputs(models, examples, validation_examples))
-    run = _Run(models, params, scratch, dict(metadata or {}), place, say, save_every_s)
-    run.prepare(examples, validation_examples)
-    return run.to_the_end()
+    ranks = ranks or alone()
+    inputs = inputs or _hash_inputs(base, examples, validation_examples)
+    with ExitStack() as held, Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+        if ranks.is_first:
+            held.enter_context(exclusive(scratch))
+            _claim(scratch, params, inputs)
+        ranks.wait()
+        run = _Run(base, params, scratch, dict(metadata or {}), ranks, save_every_s)
+        if ranks.is_first:
+            run.say, run.stream = say, None
+        else:
+            run.stream = nowhere
+        run.prepare((examples, validation_examples), encoded or scratch, inputs)
+        return run.to_the_end()
 
 
 class _Run:
     """A run in memory: data, networks, position."""
 
+    say: Say = staticmethod(say_nothing)
+    stream: TextIO | None = None  # where progress goes; standard error if None
+
     def __init__(
         self,
-        models: Models,
+        base: Base,
         params: TrainParams,
         scratch: Path,
         metadata: dict[str, str],
-        device: torch.device,
-        say: Say,
+        ranks: Ranks,
         save_every_s: float,
     ) -> None:
-        self.models, self.params, self.scratch = models, params, scratch
-        self.metadata, self.device, self.say = metadata, device, say
-        self.save_every_s = save_every_s
-        self.total_timesteps = int(models.noise_scheduler.config.num_train_timesteps)
-        self.weight_at = _timestep_weights(models, params).to(device)
+        self.base, self.params, self.scratch = base, params, scratch
+        self.metadata, self.ranks, self.save_every_s = metadata, ranks, save_every_s
         self.position = Position()
         self.signal_received: Callable[[], int] = lambda: 0
         self.checkpoints = scratch / "checkpoints"
 
-    def prepare(self, examples: Iterable[Example], validation_examples: Iterable[Example]) -> None:
-        """Encode the examples, or read what an earlier start encoded; then set up the networks."""
-        self.dataset = self._encoded("train", examples)
-        self.validation = self._encoded("validation", validation_examples)
-        self.models.vae.cpu()
-        self.parts = self._parts()
-        trained = sum(weight.numel() for part in self.parts.values() for weight in part.weights)
-        shapes = len({latents.shape for latents in self.dataset.latents})
+    def prepare(
+        self, sides: tuple[Examples, Examples], encoded: Path, inputs: Mapping[str, str]
+    ) -> None:
+        """Encode the examples, or find what an earlier start encoded; then set up the networks."""
+        models = load_models(self.base.weights, self.base.config)
+        _check_objective(models, self.base, self.params)
+        self.dataset, self.validation = (
+            self._encoded(models, side, examples, encoded, inputs)
+            for side, examples in zip(SIDES, sides, strict=True)
+        )
+        # what does not learn is not needed any more: the base's file has it, if it is to be kept
+        models.vae.to("meta")
+        if not self.params.trains_text_encoder:
+            nn.Module.to(models.text_encoder, "meta")
+        self.models = models
+        self.parts = make_parts(models, self.params, self.ranks.device)
+        self.learner = Learner(models, self.parts, self.params, self.ranks)
+        trained = sum(weight.numel() for weight in self.learner.weights)
+        shapes = len(set(self.dataset.shapes))
+        self.steps_per_epoch = len(self._steps(1))
+        on = f"{self.ranks.count} x {self.ranks.device.type}"
         self.say(
             f"{len(self.dataset):,} examples in {shapes} buckets, {len(self.validation):,} more "
-            f"for validation; {trained / 1e6:.1f} M weights to train on {self.device}; "
-            f"{len(self._steps(1)):,} steps an epoch, at most {self.params.max_epochs} epochs"
+            f"for validation; {trained / 1e6:.1f} M weights to train on {on}; "
+            f"{self.steps_per_epoch:,} steps an epoch, at most {self.params.max_epochs} epochs"
         )
+        self._warn_of_small_buckets()
 
     def to_the_end(self) -> Trained:
         """Train what is left of the run."""
-        state = load_checkpoint(self.checkpoints, self.device, self.say)
+        state = load_checkpoint(self.checkpoints, self.ranks.device, self.say)
         if state and self._leads_on(state):
             self._load_state(state)
             self.say(f"going on in epoch {self.position.epoch}, step {self.position.epoch_step}")
         with interruptions() as self.signal_received:
             try:
-                if not self.position.errors:
-                    self._validate()
-                    self.say(f"base: validation loss {self._history(self.position).means[0]:.5f}")
-                while (end := self._history(self.position).end(self.params)) is None:
-                    self._train_epoch()
-                    self._close_epoch()
-            except _InterruptedError:
-                self._save_and_stop()
+                end = self._epochs()
+            except _InterruptedError as error:
+                self._save_and_stop(error.number)
+            except torch.OutOfMemoryError:
+                end = 0
+        if not end:  # out here, where the error no longer holds what did not fit
+            raise self._out_of_memory()
         history = self._history(self.position).until(end)
-        return Trained(history, self._weights_paths(history))
+        samples = {
+            epoch: path
+            for epoch in range(1, end + 1)
+            if (path := self._sample_path(epoch)).is_file()
+        }
+        return Trained(history, self._weights_paths(history), samples)
+
+    def _epochs(self) -> int:
+        """Train epoch by epoch; give the one with which the run ends."""
+        if not self.position.errors:
+            self._validate()
+            self.say(f"base: validation loss {self._history(self.position).means[0]:.5f}")
+        while (end := self._history(self.position).end(self.params)) is None:
+            self._train_epoch()
+            self._close_epoch()
+        return end
 
     def _history(self, position: Position) -> History:
         """Give the figures of all finished epochs."""
@@ -206,60 +228,73 @@ class _Run:
         if (end := history.end(self.params)) is None:
             return True
         wanted = self._weights_paths(history.until(end))
-        if all(path.is_file() for path in wanted.values()):
-            return True
-        self.say(f"the best of the first {end} epochs was not kept: training anew")
-        shutil.rmtree(self.checkpoints)
-        shutil.rmtree(self.scratch / "weights")
-        return False
+        leads_on = all(path.is_file() for path in wanted.values())
+        self.ranks.wait()  # all have looked
+        if not leads_on and self.ranks.is_first:
+            self.say(f"the best of the first {end} epochs was not kept: training anew")
+            shutil.rmtree(self.checkpoints)
+            shutil.rmtree(self.scratch / "weights")
+        return leads_on
 
-    def _encoded(self, name: str, examples: Iterable[Example]) -> Dataset:
-        """Encode examples once per scratch folder."""
-        params, path = self.params, self.scratch / f"{name}.safetensors"
-        if not path.is_file():
-            for network in (self.models.vae, self.models.text_encoder):
-                nn.Module.to(network, self.device).eval()
-            progress = Progress(f"encode {name}", _length(examples))
-            dataset = encode(
-                self.models,
-                examples,
-                buckets(params.resolution, params.max_aspect, params.bucket_step_px),
-                keep_tokens=params.trains_text_encoder,
-                dtype=PRECISIONS[params.precision],
-                on_example=progress.advance,
-            )
-            if not len(dataset):
-                raise ValueError(f"there are no examples for {name}; is the manifest empty?")
-            _write_dataset(path, dataset)
-            progress.close()
-        return _read_dataset(path)
+    def _encoded(
+        self,
+        models: Models,
+        side: str,
+        examples: Examples,
+        encoded: Path,
+        inputs: Mapping[str, str],
+    ) -> Dataset:
+        """Encode examples once for all runs that see them alike."""
+        params, ranks = self.params, self.ranks
+        dtype = PRECISIONS[params.precision]
+        choices = buckets(params.resolution, params.max_aspect, params.bucket_step_px)
+        key = {
+            **{name: inputs.get(name) for name in ("base", "config", "encoding", side)},
+            "buckets": [str(bucket) for bucket in choices],
+            "captions": "tokens" if params.trains_text_encoder else str(dtype),
+        }
+        folder = encoded / f"{side}-{sha256_json(key)[:16]}"
+        done = folder / "done"
+        with ExitStack() as held:
+            if ranks.is_first:
+                held.enter_context(exclusive(folder, wait=True))
+            ranks.wait()
+            if not done.is_file():
+                for network in (models.vae, models.text_encoder):
+                    nn.Module.to(network, ranks.device).eval()
+                progress = Progress(f"encode {side}", len(examples), self.stream)
+                cut = encode_examples(
+                    models,
+                    examples,
+                    choices,
+                    folder,
+                    keep_tokens=params.trains_text_encoder,
+                    dtype=dtype,
+                    rank=ranks.rank,
+                    ranks=ranks.count,
+                    on_example=lambda count: progress.advance(count * ranks.count),
+                )
+                progress.close()
+                if cut:
+                    self.say(f"{side}: {cut:,} captions were too long for the text encoder; cut")
+                ranks.wait()
+                if ranks.is_first:
+                    with replacing(done) as partial_:
+                        partial_.touch()
+        dataset = Dataset(folder)
+        if not len(dataset):
+            raise ValueError(f"there are no examples for {side}; is the manifest empty?")
+        return dataset
 
-    def _parts(self) -> dict[str, Part]:
-        """Set up what learns; the rest of the networks is left on the CPU."""
-        rates = {"unet": self.params.learning_rate}
-        if self.params.trains_text_encoder:
-            rates["text_encoder"] = self.params.text_encoder_learning_rate
-        else:
-            self.models.text_encoder.cpu()
-        parts = {}
-        for name, rate in rates.items():
-            network: nn.Module = getattr(self.models, name)
-            network.to(self.device).requires_grad_(True)
-            weights: list[Tensor] = list(network.parameters())
-            if dtypes := {w.dtype for w in weights} - {torch.float32}:
-                raise ValueError(f"{name} is in {dtypes.pop()}; load the base in float32 to train")
-            for weight in weights:
-                if weight.dim() == 4:  # the fast convolutions of CPU and GPU want channels last
-                    weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-            parts[name] = Part(
-                network=network,
-                optimizer=build_optimizer(
-                    self.params.optimizer, weights, rate, self.params.weight_decay
-                ),
-                weights=weights,
-                average=[w.detach().clone() for w in weights] if self.params.ema_decay else [],
+    def _warn_of_small_buckets(self) -> None:
+        """Say where batches are smaller than params ask for: they still train, only slower."""
+        sizes = [self.dataset.shapes.count(shape) for shape in set(self.dataset.shapes)]
+        if small := [size for size in sizes if size < self.params.batch_size]:
+            self.say(
+                f"{len(small)} of {len(sizes)} buckets hold fewer than batch_size "
+                f"{self.params.batch_size} examples, the smallest {min(small)}: their batches are "
+                "smaller, and count by their examples"
             )
-        return parts
 
     def _steps(self, epoch: int) -> list[list[list[int]]]:
         """List an epoch's optimizer steps, each a list of batches of rows."""
@@ -269,104 +304,97 @@ class _Run:
 
     def _train_epoch(self) -> None:
         """Train what is left of the epoch under way."""
-        position = self.position
-        steps = self._steps(position.epoch)
-        for part in self.parts.values():
-            part.network.train()
-        progress = Progress(
-            f"epoch {position.epoch} of at most {self.params.max_epochs}",
-            len(self.dataset) - position.seen,
+        position, params, learner = self.position, self.params, self.learner
+        steps = self._steps(position.epoch)[position.epoch_step :]
+        own = [self.ranks.share(step) for step in steps]
+        draw = partial(
+            draw_training,
+            self.dataset,
+            params,
+            learner.total_timesteps,
+            learner.full_batch,
+            position.epoch,
         )
-        saved = time.monotonic()
-        for step in steps[position.epoch_step :]:
-            self._step(step)
-            progress.advance(sum(map(len, step)))
-            self._heed_signals()
-            if time.monotonic() - saved >= self.save_every_s:
+        drawn = ahead(draw, [rows for batches in own for rows in batches])
+        label = f"epoch {position.epoch} of at most {params.max_epochs}"
+        progress = Progress(label, len(self.dataset) - position.seen, self.stream)
+        saved, pause = time.monotonic(), self.save_every_s
+        for batches, share in zip(steps, own, strict=True):
+            count = sum(map(len, batches))
+            schedule_steps = params.schedule_epochs * self.steps_per_epoch
+            of_step = islice(drawn, len(share))
+            step = learner.step(of_step, count, position.step, schedule_steps)
+            if step.is_taken:
+                position.loss_sum = position.loss_sum + step.error_sum
+                position.counted += count
+                position.step += 1
+            position.skipped += step.is_fault
+            position.epoch_step += 1
+            position.seen += count
+            progress.advance(count)
+            if step.is_fault:
+                self._heed_fault(batches)
+            is_due = time.monotonic() - saved >= pause
+            if self._heed_signals(is_due):
+                began = time.monotonic()
                 self._save()
                 saved = time.monotonic()
+                pause = max(self.save_every_s, (saved - began) / SAVES_SHARE)
         if progress.done:
             progress.close()
 
-    def _step(self, batches: list[list[int]]) -> None:
-        """Move the weights once, by the mean gradient over the examples of all batches."""
-        position, params = self.position, self.params
-        count = sum(map(len, batches))
-        for rows in batches:
-            latents, noise_, timesteps, captions = self._drawn(rows)
-            errors = self._errors(latents, noise_, timesteps, captions)
-            ((self.weight_at[timesteps] * errors).sum() / count).backward()
-            position.loss_sum = position.loss_sum + errors.detach().double().sum()
-        weights = [weight for part in self.parts.values() for weight in part.weights]
-        if params.max_gradient_norm:
-            nn.utils.clip_grad_norm_(weights, params.max_gradient_norm)
-        for part in self.parts.values():
-            part.optimizer.step()
-            part.optimizer.zero_grad(set_to_none=True)
-            if part.average:
-                decay = min(params.ema_decay, (1 + position.step) / (10 + position.step))
-                with torch.no_grad():
-                    torch._foreach_lerp_(part.average, part.weights, 1 - decay)
-        position.seen += count
-        position.step += 1
-        position.epoch_step += 1
-
-    def _drawn(self, rows: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Collect a batch and draw its noise, timesteps and left-out captions, on the device."""
-        params, epoch = self.params, self.position.epoch
-        batch = self.dataset.take(rows)
-        shape = tuple(batch.latents.shape[1:])
-        keys = [(params.seed, "train", id_, epoch) for id_ in batch.ids]
-        noises = torch.stack([noise.draw_noise(shape, params.noise_offset, *key) for key in keys])
-        timesteps = torch.tensor(
-            [int(self.total_timesteps * noise.draw_uniform(*key)) for key in keys]
+    def _heed_fault(self, batches: list[list[int]]) -> None:
+        """Say that a step was left out; stop if there are too many."""
+        position, share = self.position, self.params.max_skipped_share
+        ids = [self.dataset.ids[row] for rows in batches for row in rows]
+        self.say(
+            f"epoch {position.epoch}, step {position.epoch_step}: a loss or gradient is not "
+            f"finite; left out, with examples {', '.join(ids[:8])}{' …' if ids[8:] else ''}"
         )
-        dropped = torch.tensor(
-            [noise.draw_uniform(*key, "caption") < params.caption_dropout for key in keys]
-        )
-        captions = batch.captions
-        captions[dropped] = self.dataset.captions[NO_CAPTION]
-        return (
-            batch.latents.to(self.device, torch.float32),
-            noises.to(self.device),
-            timesteps.to(self.device),
-            captions.to(self.device),
-        )
-
-    def _errors(
-        self, latents: Tensor, noise_: Tensor, timesteps: Tensor, captions: Tensor
-    ) -> Tensor:
-        """Measure the UNet's errors, (B,); captions are embeddings or token ids."""
-        dtype = PRECISIONS[self.params.precision]
-        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            if self.params.trains_text_encoder:
-                captions = self.models.text_encoder(captions).last_hidden_state
-            return noise_errors(
-                self.models.unet,
-                self.models.noise_scheduler,
-                latents.contiguous(memory_format=torch.channels_last),
-                noise_,
-                timesteps,
-                captions,
+        if position.skipped > share * self.steps_per_epoch:
+            raise ValueError(
+                f"{position.skipped} of the {position.epoch_step} steps of epoch {position.epoch} "
+                f"had a loss or gradient that is not finite, more than max_skipped_share {share} "
+                "of an epoch allows: training diverges. Lower the learning rate, limit gradients "
+                "with max_gradient_norm, or use bf16 or fp32 instead of fp16"
             )
 
-    def _measure(self, *batch: Tensor) -> Tensor:
-        self._heed_signals()
-        return self._errors(*batch)
+    def _out_of_memory(self) -> ValueError:
+        """Find out what would fit, and put it into words."""
+        params = self.params
+        rows = max((batches[0] for batches in self._steps(1)), key=len)
+        fits = room_for_a_batch(self.learner, self.dataset, rows)
+        times = -(-params.batch_size // fits) if fits else 0
+        advice = (
+            f"batch_size {fits} would fit; with gradient_accumulation "
+            f"{times * params.gradient_accumulation} a step sees as many examples"
+            if fits
+            else "not even a batch of 1 fits: set gradient_checkpointing to true, optimizer to "
+            "adamw8bit, or ema_decay to 0"
+        )
+        return ValueError(
+            f"out of memory on {self.ranks.device} with batch_size {params.batch_size} at "
+            f"{params.resolution} px: {advice}"
+        )
 
     def _validate(self) -> None:
         """Measure the weights that would be kept now."""
-        for part in self.parts.values():
-            part.network.eval()
-        with self._averaged():
+        params, learner = self.params, self.learner
+
+        def measure(drawn: Any) -> Tensor:
+            self._heed_signals(False)
+            return learner.errors(drawn)
+
+        with self._as_kept():
             errors = validation_errors(
-                self._measure,
+                measure,
                 self.validation,
-                seed=self.params.seed,
-                timesteps_per_example=self.params.validation_timesteps,
-                total_timesteps=self.total_timesteps,
-                batch_size=self.params.batch_size,
-                device=self.device,
+                self.ranks,
+                seed=params.seed,
+                timesteps_per_example=params.validation_timesteps,
+                total_timesteps=learner.total_timesteps,
+                batch_size=params.batch_size,
+                full_batch=learner.full_batch,
             )
         epoch = len(self.position.errors)
         if not errors.isfinite().all():
@@ -381,7 +409,10 @@ class _Run:
     def _close_epoch(self) -> None:
         """Validate, keep the weights if they are wanted, and write a checkpoint."""
         position = self.position
-        position.train_losses.append(float(position.loss_sum) / position.seen)
+        loss_sum = self._loss_sum()
+        if not position.counted:
+            raise ValueError(f"no step of epoch {position.epoch} had a finite loss: nothing learnt")
+        position.train_losses.append(loss_sum / position.counted)
         self._validate()
         history = self._history(position)
         epoch = position.epoch
@@ -393,8 +424,8 @@ class _Run:
             f"train loss {position.train_losses[-1]:.5f}; best epoch {history.best}"
         )
         kept = self._weights_paths(history)
-        if epoch in kept:
-            self._keep(epoch)
+        if self.ranks.is_first:
+            self._keep(epoch, is_kept=epoch in kept)
         self.position = Position(
             epoch=epoch + 1,
             step=position.step,
@@ -402,18 +433,23 @@ class _Run:
             errors=position.errors,
         )
         self._save()
-        for path in set((self.scratch / "weights").glob("epoch_*.safetensors")) - {*kept.values()}:
-            path.unlink()  # once the best
+        if self.ranks.is_first:
+            once_best = {*(self.scratch / "weights").glob("epoch_*.safetensors")} - {*kept.values()}
+            for path in once_best:
+                path.unlink()
 
-    def _keep(self, epoch: int) -> None:
-        with self._averaged():
-            save_single_file(
-                self._weights_path(epoch),
-                self.models.unet,
-                self.models.vae,
-                self.models.text_encoder,
-                {**self.metadata, "epoch": str(epoch)},
-            )
+    def _keep(self, epoch: int, *, is_kept: bool) -> None:
+        """Write the weights that are wanted, and draw what a person looks at."""
+        samples, path = self.params.samples, self._sample_path(epoch)
+        is_drawn = samples.every_epochs and epoch % samples.every_epochs == 0 and not path.is_file()
+        with self._as_kept():
+            if is_kept:
+                metadata = {**self.metadata, "epoch": str(epoch)}
+                weights = self._weights_path(epoch)
+                save_trained(weights, self.base.weights, self.models, self.parts, metadata)
+            if is_drawn:
+                side_px, precision = self.params.resolution, self.params.precision
+                draw_preview(path, self.base, self.models, samples, side_px, precision)
 
     def _weights_paths(self, history: History) -> dict[int, Path]:
         """Name the files that are kept of a run with this history."""
@@ -422,103 +458,104 @@ class _Run:
     def _weights_path(self, epoch: int) -> Path:
         return self.scratch / "weights" / f"epoch_{epoch:03}.safetensors"
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Put the running average in the weights' place for a while, if there is one."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
+    def _sample_path(self, epoch: int) -> Path:
+        """Name the picture of an epoch; other prompts are another series."""
+        series = sha256_json(dataclasses.asdict(self.params.samples))[:8]
+        return self.scratch / "samples" / series / f"epoch_{epoch:03}.png"
 
-    def _swap(self) -> None:
-        for part in self.parts.values():
-            if part.average:
-                for weight, mean in zip(part.weights, part.average, strict=True):
-                    weight.data, mean.data = mean.data, weight.data
+    @contextmanager
+    def _as_kept(self) -> Iterator[None]:
+        """Let all parts hold the weights that would be kept, for a while."""
+        with ExitStack() as kept:
+            for part in self.parts.values():
+                kept.enter_context(part.as_kept())
+            yield
+
+    def _loss_sum(self) -> float:
+        """Add up what the processes have seen of the epoch."""
+        total = torch.tensor(float(self.position.loss_sum), dtype=torch.float64)
+        self.ranks.add_up([total])
+        return float(total)
 
     def _save(self) -> None:
-        position = vars(self.position) | {"loss_sum": float(self.position.loss_sum)}
-        parts = {name: part.state() for name, part in self.parts.items()}
-        save_checkpoint(
-            self.checkpoints, self.position.step, {"position": position, "parts": parts}
-        )
+        """Write a checkpoint; all processes come here, the first one writes."""
+        scaler = self.learner.scaler.state_dict()
+        position = vars(self.position) | {"loss_sum": self._loss_sum(), "scaler": scaler}
+        if self.ranks.is_first:
+            parts = {name: part.state() for name, part in self.parts.items()}
+            state = {"position": position, "parts": parts}
+            save_checkpoint(self.checkpoints, self.position.step, state)
+        self.ranks.wait()
 
     def _load_state(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():
             part.load_state(state["parts"][name])
         self.position = Position(**state["position"])
-        self.position.errors = [errors.cpu() for errors in self.position.errors]
+        self.learner.scaler.load_state_dict(self.position.scaler)
+        if not self.ranks.is_first:
+            self.position.loss_sum = 0.0  # the first process holds the sum of all
 
-    def _heed_signals(self) -> None:
-        if self.signal_received():
-            raise _InterruptedError
+    def _heed_signals(self, is_due: bool) -> bool:
+        """Stop where any process was asked to; else tell whether any one's checkpoint is due."""
+        agreed = self.ranks.agree(2 * self.signal_received() + is_due)
+        if agreed > 1:
+            raise _InterruptedError(agreed // 2)
+        return agreed == 1
 
-    def _save_and_stop(self) -> NoReturn:
-        """Save, if there is anything yet, and end as the signal would have ended the process."""
-        if self.position.errors:
+    def _save_and_stop(self, number: int) -> NoReturn:
+        if self.position.errors:  # else there is nothing to keep yet
             self._save()
-            self.say(f"saved in epoch {self.position.epoch}; start again to go on")
-        if self.signal_received() == signal.SIGINT:
+        self.say(f"stopped by {signal.Signals(number).name}; start it again and it goes on")
+        if number == signal.SIGINT:
             raise KeyboardInterrupt
-        raise SystemExit(128 + self.signal_received())
+        raise SystemExit(128 + number)
 
 
 class _InterruptedError(Exception):
     """A signal asks to stop, at a moment when the run is whole."""
 
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
-def _claim(scratch: Path, params: TrainParams, inputs: str) -> None:
+
+def _claim(scratch: Path, params: TrainParams, inputs: Mapping[str, str]) -> None:
     """Make a scratch folder this run's, or see that it is."""
-    name = sha256_json({"params": params.without_ends(), "inputs": inputs})
+    name = sha256_json({"params": params.without_ends(), "inputs": dict(inputs)})
     path = scratch / "run"
     if path.is_file() and (found := path.read_text(encoding="utf-8")) != name:
         raise ValueError(
             f"{scratch} holds another run ({found[:12]}, not {name[:12]}): other params, examples "
             "or base. Give each run its own folder, or remove this one"
         )
-    with replacing(path) as partial:
-        partial.write_text(name, encoding="utf-8")
+    with replacing(path) as partial_:
+        partial_.write_text(name, encoding="utf-8")
 
 
-def _hash_inputs(models: Models, *sides: Iterable[Example]) -> str:
+def _hash_inputs(base: Base, *sides: Examples) -> dict[str, str]:
     """Name base and examples by their bytes, whatever the order of the examples."""
-    weights = [
-        sha256_bytes(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        for network in (models.unet, models.vae, models.text_encoder)
-        for tensor in network.state_dict().values()
-    ]
-    examples = [
-        sorted((example.id, example.caption, sha256_bytes(example.image)) for example in side)
-        for side in sides
-    ]
-    return sha256_json([weights, examples])
+    examples = {
+        side: sha256_json(sorted((e.id, e.caption, sha256_bytes(e.image)) for e in found[:]))
+        for side, found in zip(SIDES, sides, strict=True)
+    }
+    return {"base": sha256_file(base.weights), "config": sha256_folder(base.config), **examples}
 
 
-def _timestep_weights(models: Models, params: TrainParams) -> Tensor:
-    """Weigh the error at each timestep: (1000,)."""
-    predicts = models.noise_scheduler.config.prediction_type
-    if predicts != "epsilon":
-        raise ValueError(f"the base predicts {predicts!r}; only epsilon can be trained so far")
-    if params.min_snr_gamma:
-        return min_snr_weights(models.noise_scheduler, params.min_snr_gamma)
-    return torch.ones(int(models.noise_scheduler.config.num_train_timesteps))
-
-
-def _length(examples: Iterable[Example]) -> int:
-    return len(examples) if isinstance(examples, Sized) else 0
-
-
-def _write_dataset(path: Path, dataset: Dataset) -> None:
-    latents = {f"latents/{id_}": t for id_, t in zip(dataset.ids, dataset.latents, strict=True)}
-    tensors = {"captions": dataset.captions, "caption_rows": dataset.caption_rows}
-    with replacing(path) as scratch:
-        save_file({**latents, **tensors}, scratch)
-
-
-def _read_dataset(path: Path) -> Dataset:
-    tensors = load_file(path)
-    captions, caption_rows = tensors.pop("captions"), tensors.pop("caption_rows")
-    ids = sorted(key.removeprefix("latents/") for key in tensors)
-    latents = tuple(tensors[f"latents/{id_}"] for id_ in ids)
-    return Dataset(tuple(ids), latents, caption_rows, captions)
+def _check_objective(models: Models, base: Base, params: TrainParams) -> None:
+    """See that base and params mean the same objective; then let the noise schedule follow it."""
+    config = models.noise_scheduler.config
+    says = read_header(base.weights).metadata.get("modelspec.prediction_type")
+    stated = {
+        str(base.config): config.prediction_type,
+        str(base.weights): {"v": V_PREDICTION}.get(says or "", says),
+    }
+    for where, prediction_type in stated.items():
+        if prediction_type not in (None, params.prediction_type):
+            raise ValueError(
+                f"prediction_type is {params.prediction_type!r} in params, but {where} says "
+                f"{prediction_type!r}; say the same, or start from another base"
+            )
+    if params.zero_terminal_snr:
+        models.noise_scheduler = type(models.noise_scheduler).from_config(
+            config, rescale_betas_zero_snr=True
+        )

@@ -1,4 +1,4 @@
-"""The training objective of a latent diffusion model: predict the noise that was added."""
+"""The training objective of a latent diffusion model: predict the noise that was added, or v."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
+EPSILON, V_PREDICTION = "epsilon", "v_prediction"  # as diffusers' scheduler configs name them
 
-def noise_errors(
+
+def prediction_errors(
     unet: nn.Module,
     noise_scheduler: DDPMScheduler,
     latents: Tensor,
@@ -19,9 +21,10 @@ def noise_errors(
     timesteps: Tensor,
     encoder_hidden_states: Tensor,
 ) -> Tensor:
-    """Measure how far the predicted noise is from the noise that was added, picture by picture.
+    """Measure how far the UNet's prediction is from what it should predict, picture by picture.
 
     Args:
+        noise_scheduler: whose config says whether the UNet predicts the noise or v.
         latents: (B, 4, h, w), times the autoencoder's scaling factor.
         noise: shape of `latents`.
         timesteps: (B,) int64 in [0, 1000).
@@ -30,25 +33,32 @@ def noise_errors(
     Returns:
         (B,) float32, the mean squared error of each picture.
 
-    Source: "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, equation 14.
+    Source: "Denoising Diffusion Probabilistic Models", arXiv 2006.11239, equation 14; v is that
+    of "Progressive Distillation for Fast Sampling", arXiv 2202.00512, appendix D.
     """
     noisy_latents = noise_scheduler.add_noise(latents, noise, timesteps)
-    noise_pred = unet(noisy_latents, timesteps, encoder_hidden_states).sample
-    errors: Tensor = (noise_pred.float() - noise.float()).square().mean((1, 2, 3))
+    prediction = unet(noisy_latents, timesteps, encoder_hidden_states).sample
+    target = noise
+    if noise_scheduler.config.prediction_type == V_PREDICTION:
+        target = noise_scheduler.get_velocity(latents, noise, timesteps)
+    errors: Tensor = (prediction.float() - target.float()).square().mean((1, 2, 3))
     return errors
 
 
 def min_snr_weights(noise_scheduler: DDPMScheduler, gamma: float) -> Tensor:
     """Weigh timesteps by min(SNR, gamma) / SNR: the many nearly clean ones shall not rule.
 
+    For v the denominator is SNR + 1, for its error is the noise's times (SNR + 1) / SNR.
+
     Returns:
-        (1000,) float32, to be indexed by timestep; for noise prediction.
+        (1000,) float32, to be indexed by timestep.
 
     Source: "Efficient Diffusion Training via Min-SNR Weighting Strategy", arXiv 2303.09556.
     """
     signal: Tensor = noise_scheduler.alphas_cumprod.float()
     snr = signal / (1 - signal)
-    return snr.clamp(max=gamma) / snr
+    is_v = noise_scheduler.config.prediction_type == V_PREDICTION
+    return snr.clamp(max=gamma) / (snr + 1 if is_v else snr)
 
 
 def stratified_timesteps(

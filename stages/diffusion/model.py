@@ -6,7 +6,7 @@ reads, writes or compares tensors needs torch alone.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,14 @@ CONFIG_FILES = (
     "unet/config.json",
     "vae/config.json",
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """Where a model lies."""
+
+    weights: Path  # a safetensors file in the original SD 1.x layout
+    config: Path  # the diffusers folder that describes it
 
 
 @dataclass
@@ -132,6 +140,27 @@ def save_single_file(
     write_single_file(path, tensors, metadata, dtype)
 
 
+def save_trained(
+    path: Path, base: Path, models: Models, trained: Iterable[str], metadata: Mapping[str, str]
+) -> None:
+    """Write a base of which some networks were trained, as one float16 file; see above.
+
+    Args:
+        path: an older file there stays whole until the new one is.
+        base: gives the tensors of the other networks, which `models` need not hold any more.
+        models: in any dtype, on any device.
+        trained: names of networks in `models`.
+        metadata: see `write_single_file`.
+    """
+    names = ("unet", "vae", "text_encoder")
+    parts = dict(zip(names, _parts(models.unet, models.vae, models.text_encoder), strict=True))
+    tensors = read_single_file(base)
+    for name in trained:
+        network, keys = parts[name]
+        tensors |= to_original(network.state_dict(), keys)
+    write_single_file(path, tensors | _position_ids(tensors), metadata, torch.float16)
+
+
 def read_single_file(path: Path) -> StateDict:
     """Read the weights of the three networks, by normal key, in the file's dtypes.
 
@@ -210,8 +239,13 @@ def _original_tensors(parts: list[tuple[nn.Module, dict[str, str]]]) -> StateDic
     tensors: StateDict = {}
     for part, keys in parts:
         tensors |= to_original(part.state_dict(), keys)
+    return tensors | _position_ids(tensors)
+
+
+def _position_ids(tensors: StateDict) -> StateDict:
+    """Give the one tensor of a single file that is no weight: (1, length)."""
     length = len(tensors[TEXT_ENCODER + "embeddings.position_embedding.weight"])
-    return tensors | {POSITION_IDS: torch.arange(length)[None]}  # (1, length)
+    return {POSITION_IDS: torch.arange(length)[None]}
 
 
 def _empty_models(config: Path) -> Models:

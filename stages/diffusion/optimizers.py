@@ -1,110 +1,14 @@
 """Optimizers by the name that params give them."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
-
-import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
+
+from stages.diffusion.dadaptation import DAdaptAdam
 
 BETAS = (0.9, 0.999)
 EPS = 1e-8
-# Of D-Adaptation: d starts far too low and may grow by 2 % a step, which warms the rate up.
-FIRST_D = 1e-6
-GROWTH_RATE = 1.02
-
-
-class DAdaptAdam(Optimizer):
-    """Adam that finds its own learning rate, with decoupled weight decay.
-
-    Equal, step by step, to `dadaptation.DAdaptAdam(decouple=True)` of version 3.2, but all
-    parameters at once, and the scalars stay on the device: no step waits for it.
-
-    Source: "Learning-Rate-Free Learning by D-Adaptation", arXiv 2301.07733, algorithm 5.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        *,
-        lr: float,
-        betas: tuple[float, float] = BETAS,
-        eps: float = EPS,
-        weight_decay: float,
-        d0: float = FIRST_D,
-        growth_rate: float = GROWTH_RATE,
-    ) -> None:
-        """Prepare.
-
-        Args:
-            params: one group, all on one device.
-            lr: multiplier of the rate found; 1 unless training is unstable.
-            betas, eps: of Adam.
-            weight_decay: share of each weight taken away per step and unit of rate.
-            d0: first estimate of the distance to the solution.
-            growth_rate: most that the estimate grows by in a step; infinity for no limit.
-        """
-        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(list(params), {**defaults, "growth_rate": growth_rate})
-        group = self.param_groups[0]
-        device = group["params"][0].device
-        # float64, as the package's Python floats
-        group["d"] = torch.tensor(d0, dtype=torch.float64, device=device)
-        group["numerator"] = torch.zeros((), dtype=torch.float64, device=device)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update the parameters that have a gradient."""
-        loss = closure() if closure else None
-        for group in self.param_groups:
-            self._step(group)
-        return loss
-
-    def _step(self, group: dict[str, Any]) -> None:
-        weights = [p for p in group["params"] if p.grad is not None]
-        if not weights:
-            return
-        grads = [p.grad for p in weights]
-        s, exp_avg, exp_avg_sq = (
-            [self._state(p)[name] for p in weights] for name in ("s", "exp_avg", "exp_avg_sq")
-        )
-        beta1, beta2 = group["betas"]
-        sqrt_beta2 = beta2**0.5
-        rate = group["d"] * group["lr"]  # dlr in the package
-
-        # <g, s / (sqrt(v) + eps)>, with s and v from before this step
-        denominators = _denominators(exp_avg_sq, group["eps"])
-        found = rate * _sum(
-            torch._foreach_mul(grads, torch._foreach_div(s, denominators)), group["d"].device
-        )
-        scaled = torch._foreach_mul(grads, rate.float())
-        torch._foreach_mul_(exp_avg, beta1)
-        torch._foreach_add_(exp_avg, scaled, alpha=1 - beta1)
-        torch._foreach_mul_(exp_avg_sq, beta2)
-        torch._foreach_addcmul_(exp_avg_sq, grads, grads, value=1 - beta2)
-        torch._foreach_mul_(s, sqrt_beta2)
-        torch._foreach_add_(s, scaled, alpha=1 - sqrt_beta2)
-
-        numerator = sqrt_beta2 * group["numerator"] + (1 - sqrt_beta2) * found
-        s_l1 = torch.stack(torch._foreach_norm(s, 1)).double().sum()
-        moved = s_l1 > 0  # false only while every gradient was zero: then nothing changes
-        estimate = numerator / ((1 - sqrt_beta2) * s_l1)
-        d = torch.maximum(group["d"], torch.minimum(estimate, group["d"] * group["growth_rate"]))
-        group["numerator"].copy_(torch.where(moved, numerator, group["numerator"]))
-        group["d"].copy_(torch.where(moved, d, group["d"]))
-
-        # not weights * (1 - decay): float32 would round that factor
-        decay = torch.where(moved, group["weight_decay"] * rate, torch.zeros_like(rate))
-        torch._foreach_sub_(weights, torch._foreach_mul(weights, decay.float()))
-        denominators = _denominators(exp_avg_sq, group["eps"])
-        torch._foreach_addcdiv_(weights, exp_avg, denominators, value=-1)
-
-    def _state(self, weight: Tensor) -> dict[str, Tensor]:
-        state: dict[str, Tensor] = self.state[weight]
-        if not state:
-            for name in ("s", "exp_avg", "exp_avg_sq"):
-                state[name] = torch.zeros_like(weight)
-        return state
+BITSANDBYTES = "0.50.2"  # the version tried; no CPU needs it, so the lock does not hold it
+SCHEDULE_FREE = "schedulefree"  # has a schedule of its own
 
 
 def build_optimizer(
@@ -115,11 +19,11 @@ def build_optimizer(
     Args:
         name: a key of OPTIMIZERS.
         weights: of the part.
-        learning_rate: for D-Adaptation a multiplier of the rate that it finds, so 1.0.
+        learning_rate: for D-Adaptation and Prodigy a multiplier of the rate that they find, 1.0.
         weight_decay: decoupled from the gradient.
 
     Raises:
-        ValueError: if the name is unknown.
+        ValueError: if the name is unknown, or the optimizer is not installed.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"optimizer {name!r} is unknown; known: {', '.join(sorted(OPTIMIZERS))}")
@@ -128,24 +32,60 @@ def build_optimizer(
 
 def _adamw(weights: list[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
     """Source: "Decoupled Weight Decay Regularization", arXiv 1711.05101."""
-    return torch.optim.AdamW(
+    return AdamW(
         weights, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=weight_decay, fused=True
     )
 
 
+def _adamw8bit(weights: list[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
+    """Source: "8-bit Optimizers via Block-wise Quantization", arXiv 2110.02861."""
+    try:
+        import bitsandbytes  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise ValueError(
+            "optimizer adamw8bit needs bitsandbytes, which is not installed: "
+            f"pip install bitsandbytes=={BITSANDBYTES} (NVIDIA GPUs), or choose adamw"
+        ) from None
+    optimizer: Optimizer = bitsandbytes.optim.AdamW8bit(
+        weights, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=weight_decay
+    )
+    return optimizer
+
+
 def _dadaptation(weights: list[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
-    return DAdaptAdam(weights, lr=learning_rate, weight_decay=weight_decay)
+    return DAdaptAdam(weights, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=weight_decay)
 
 
-OPTIMIZERS = {"adamw": _adamw, "dadaptation": _dadaptation}
+def _prodigy(weights: list[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
+    """Source: "Prodigy: An Expeditiously Adaptive Parameter-Free Learner", arXiv 2306.06101."""
+    from prodigyopt import Prodigy
+
+    optimizer: Optimizer = Prodigy(
+        [{"params": weights, "weight_decay": weight_decay}],  # as an argument it would be printed
+        lr=learning_rate,
+        betas=BETAS,
+        eps=EPS,
+        safeguard_warmup=True,
+        use_bias_correction=True,
+    )
+    return optimizer
 
 
-def _denominators(exp_avg_sq: list[Tensor], eps: float) -> list[Tensor]:
-    roots: list[Tensor] = list(torch._foreach_sqrt(exp_avg_sq))
-    torch._foreach_add_(roots, eps)
-    return roots
+def _schedulefree(weights: list[Tensor], learning_rate: float, weight_decay: float) -> Optimizer:
+    """Source: "The Road Less Scheduled", arXiv 2405.15682."""
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: Optimizer = AdamWScheduleFree(
+        weights, lr=learning_rate, betas=BETAS, eps=EPS, weight_decay=weight_decay
+    )
+    optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
 
 
-def _sum(tensors: Iterable[Tensor], device: torch.device) -> Tensor:
-    """Add up all elements, in float64 across tensors, as one 0-dim tensor."""
-    return torch.stack([t.sum() for t in tensors]).to(device, torch.float64).sum()
+OPTIMIZERS = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "dadaptation": _dadaptation,
+    "prodigy": _prodigy,
+    SCHEDULE_FREE: _schedulefree,
+}

@@ -7,13 +7,17 @@ from typing import Any
 
 import torch
 
-from stages.diffusion.optimizers import OPTIMIZERS
+from stages.diffusion.loss import EPSILON, V_PREDICTION
+from stages.diffusion.optimizers import OPTIMIZERS, SCHEDULE_FREE
+from stages.diffusion.sample import SamplingParams
+from stages.diffusion.schedule import SCHEDULES
 from stages.harness.params import Params
 from stages.images.bucket import buckets
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-# These decide where a run ends, not how it gets there: changed, they go on with the old run.
-ENDS = ("max_epochs", "stop_patience")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# These decide where a run ends and what it shows, not how it gets there: changed, they go on with
+# the old run.
+ENDS = ("max_epochs", "stop_patience", "max_skipped_share", "samples")
 # Ranges of params.
 POSITIVE = (
     "learning_rate",
@@ -22,6 +26,7 @@ POSITIVE = (
     "max_epochs",
     "checkpoint_every_epochs",
     "validation_timesteps",
+    "schedule_epochs",
 )
 NOT_NEGATIVE = (
     "text_encoder_learning_rate",
@@ -30,8 +35,26 @@ NOT_NEGATIVE = (
     "max_gradient_norm",
     "min_snr_gamma",
     "noise_offset",
+    "warmup_steps",
 )
-SHARES = ("caption_dropout", "ema_decay")
+SHARES = ("caption_dropout", "ema_decay", "max_skipped_share")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesParams(Params):
+    """Pictures drawn while a run goes on, for a person to look at."""
+
+    every_epochs: int  # 0 for none
+    prompts: tuple[str, ...]
+    seed: int
+    sampling: SamplingParams
+
+    def __post_init__(self) -> None:
+        """Check that there is something to draw."""
+        if self.every_epochs < 0:
+            raise ValueError(f"every_epochs must be at least 0, got {self.every_epochs}")
+        if self.every_epochs and not self.prompts:
+            raise ValueError("prompts is empty; name some, or set every_epochs to 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +64,14 @@ class TrainParams(Params):
     resolution: int  # px; side of a square picture, whose area other shapes do not exceed
     bucket_step_px: int  # 64 for SD 1.5, 8 for the mini model
     max_aspect: float  # longer side / shorter side of a bucket
-    learning_rate: float  # of the UNet; for dadaptation a multiplier, 1.0
+    learning_rate: float  # of the UNet; for dadaptation and prodigy a multiplier, 1.0
     text_encoder_learning_rate: float  # 0 leaves the text encoder as it is
-    optimizer: str  # adamw or dadaptation
+    optimizer: str  # a key of OPTIMIZERS
     weight_decay: float  # share of a weight lost per step and unit of learning rate
-    batch_size: int  # examples of one bucket
+    schedule: str  # of the learning rate: constant, cosine or linear
+    schedule_epochs: int  # its length; max_epochs may change and leave it alone
+    warmup_steps: int  # over which the learning rate rises from 0
+    batch_size: int  # examples of one bucket, over all GPUs
     gradient_accumulation: int  # batches per optimizer step
     max_epochs: int
     checkpoint_every_epochs: int  # the weights of these epochs are kept, and the best one's
@@ -53,11 +79,16 @@ class TrainParams(Params):
     validation_timesteps: int  # K, per example; evenly spread over the noise schedule
     stop_patience: int  # validations in a row that are surely worse than the best; 0 never stops
     seed: int
-    precision: str  # fp32 or bf16; weights and optimizer are float32 in both
+    precision: str  # fp32, bf16 or fp16; weights and optimizer are float32 in all
+    gradient_checkpointing: bool  # computes activations twice, and keeps few of them
     max_gradient_norm: float  # over all trained weights; 0 for no limit
+    max_skipped_share: float  # of an epoch's steps, for a loss or gradient that is not finite
     ema_decay: float  # of the weights' running average, which is then what is kept; 0 for none
+    prediction_type: str  # epsilon or v_prediction; the base's config must say the same
+    zero_terminal_snr: bool  # the last timestep is pure noise, arXiv 2305.08891; for v_prediction
     min_snr_gamma: float  # weighs timesteps, arXiv 2303.09556; 0 for equal weights
     noise_offset: float  # 0 for none
+    samples: SamplesParams
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -72,6 +103,18 @@ class TrainParams(Params):
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
         self._check_name("optimizer", OPTIMIZERS)
         self._check_name("precision", PRECISIONS)
+        self._check_name("schedule", SCHEDULES)
+        self._check_name("prediction_type", (EPSILON, V_PREDICTION))
+        if self.zero_terminal_snr and self.prediction_type == EPSILON:
+            raise ValueError(
+                "zero_terminal_snr needs prediction_type v_prediction: to predict the noise in "
+                "pure noise teaches nothing"
+            )
+        if self.optimizer == SCHEDULE_FREE and (self.schedule != "constant" or self.ema_decay):
+            raise ValueError(
+                "optimizer schedulefree averages and slows down by itself: set schedule to "
+                "constant and ema_decay to 0"
+            )
         buckets(self.resolution, self.max_aspect, self.bucket_step_px)
 
     def _check_name(self, field_name: str, known: Iterable[str]) -> None:

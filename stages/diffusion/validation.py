@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import noise
-from stages.diffusion.dataset import Dataset, in_order
+from stages.diffusion.dataset import Dataset, ahead, in_order
+from stages.diffusion.draw import Drawn, draw_validation
+from stages.diffusion.ranks import Ranks
 
 Floats = npt.NDArray[np.floating]
-# latents, noise, timesteps, captions as in a Batch -> (B,) mean squared error of each example
-Measure = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Measure = Callable[[Drawn], Tensor]  # of a batch on the device -> (B,) mean squared errors
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -39,53 +40,46 @@ class Interval:
 def validation_errors(
     measure: Measure,
     dataset: Dataset,
+    ranks: Ranks,
     *,
     seed: int,
     timesteps_per_example: int,
     total_timesteps: int,
     batch_size: int,
-    device: torch.device,
+    full_batch: int,
 ) -> Tensor:
     """Measure every example at its K timesteps.
 
     Args:
         measure: gives the errors of a batch.
         dataset: what to measure.
+        ranks: who shares the work.
         seed: of noise and timesteps.
         timesteps_per_example: K.
         total_timesteps: of the noise schedule, 1000.
         batch_size: changes the speed, not the result.
-        device: where `measure` wants its arguments.
+        full_batch: rows that smaller batches are filled up to.
 
     Returns:
         (N, K) float32 on the CPU, rows in the order of the dataset's ids, columns from the
         cleanest K-th of the schedule to the noisiest.
     """
-    errors = torch.empty(len(dataset), timesteps_per_example)
-    for rows in in_order(dataset, batch_size):
-        batch = dataset.take(rows)
-        latents = batch.latents.to(device, torch.float32)
-        captions = batch.captions.to(device)
-        for k in range(timesteps_per_example):
-            draws = [
-                noise.draw_noise(tuple(latents.shape[1:]), 0.0, seed, "validation", id_, k)
-                for id_ in batch.ids
-            ]
-            timesteps = [
-                stratified_timestep(k, timesteps_per_example, total_timesteps, seed, id_)
-                for id_ in batch.ids
-            ]
-            found = measure(
-                latents, torch.stack(draws).to(device), torch.tensor(timesteps).to(device), captions
-            )
-            errors[rows, k] = found.float().cpu()
+    batches = in_order(dataset, batch_size)
+    jobs = [(rows, k) for rows in batches for k in range(timesteps_per_example)]
+    own = jobs[ranks.rank :: ranks.count]
+    # all measure equally often, for between two batches they agree whether to stop
+    idle = jobs[: -(-len(jobs) // ranks.count) - len(own)]
+
+    def drawn(job: tuple[list[int], int]) -> Drawn:
+        count = timesteps_per_example
+        return draw_validation(dataset, seed, count, total_timesteps, full_batch, *job)
+
+    found = [measure(batch.to(ranks.device)) for batch in ahead(drawn, own + idle)]
+    errors = torch.zeros(len(dataset), timesteps_per_example)
+    for (rows, k), of_rows in zip(own, found, strict=False):
+        errors[rows, k] = of_rows[: len(rows)].float().cpu()
+    ranks.add_up([errors])
     return errors
-
-
-def stratified_timestep(k: int, count: int, total: int, *key: noise.Key) -> int:
-    """Draw a timestep from the k-th of `count` equal parts of [0, total)."""
-    offset = noise.draw_uniform(*key, "validation", k)
-    return min(int((k + offset) * total / count), total - 1)
 
 
 def everydream2_loss(errors: Floats, ids: Sequence[str]) -> float:

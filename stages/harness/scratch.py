@@ -8,24 +8,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def work_dir(stage: str) -> Path:
+def work_dir(stage: str = "") -> Path:
     """Name the scratch folder of a stage, below the repository's root wherever DVC calls from."""
     return Path(os.environ.get("DVC_ROOT", "."), ".work", stage)
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
+def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process alone; a killed process lets go of it by itself.
 
     DVC killed leaves its stage running: two processes must not write to one scratch.
 
+    Args:
+        folder: is made if it is not there.
+        wait: until whoever holds it lets go.
+
     Raises:
-        BlockingIOError: if another process holds it; the message names the process.
+        BlockingIOError: if another process holds it, unless told to wait; the message names it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             lock.seek(0)
             raise BlockingIOError(

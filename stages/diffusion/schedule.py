@@ -1,0 +1,26 @@
+"""How the learning rate goes over a run."""
+
+import math
+from collections.abc import Callable
+
+# Each maps the share of the schedule that is done, 0 to 1, to a share of the learning rate.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,  # noqa: ARG005
+    "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),  # arXiv 1608.03983, one cycle
+    "linear": lambda done: 1 - done,
+}
+
+
+def rate_factor(name: str, step: int, warmup_steps: int, steps: int) -> float:
+    """Give the share of the learning rate for a step.
+
+    Args:
+        name: a key of SCHEDULES.
+        step: of the run, from 0.
+        warmup_steps: over which the rate rises in a straight line.
+        steps: of the whole schedule, its warm-up included; behind it the last share stays.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    return SCHEDULES[name](min(1.0, done))

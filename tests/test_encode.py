@@ -1,0 +1,118 @@
+"""Encoding: each example by itself, once, whatever is killed in between."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from stages.diffusion import encode
+from stages.diffusion.dataset import Dataset
+from stages.diffusion.encode import Example, Examples, encode_examples, shortened
+from stages.diffusion.model import load_models
+from stages.harness.files import sha256_file
+from stages.images.bucket import Bucket
+from tests.tiny_sd import MAX_LENGTH
+from tests.tiny_training import EXAMPLES, base, one_thread, picture
+
+__all__ = ["base", "one_thread"]  # fixtures are found by their names
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SQUARE, WIDE = Bucket(16, 16), Bucket(24, 8)
+
+
+def encoded(
+    base: Path, folder: Path, examples: Examples, *, keep_tokens: bool = False, ranks: int = 1
+) -> Dataset:
+    models = load_models(base / "base.safetensors", base / "config")
+    for rank in range(ranks):
+        encode_examples(
+            models,
+            examples,
+            [SQUARE, WIDE],
+            folder,
+            keep_tokens=keep_tokens,
+            rank=rank,
+            ranks=ranks,
+        )
+    return Dataset(folder)
+
+
+def test_pictures_are_cropped_to_their_bucket(base: Path, tmp_path: Path) -> None:
+    wide = replace(EXAMPLES[0], image=picture(0, 40, 14), id="wide")
+    data = encoded(base, tmp_path, [wide, EXAMPLES[0]])
+    assert data.ids == ("000", "wide")
+    assert data.shapes == ((4, 2, 2), (4, 1, 3))
+    assert data.take([0]).captions.shape == (1, 32, 32)
+    assert data.no_caption.shape == (32, 32)
+
+
+def test_what_cannot_be_read_is_named(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'bad' cannot be read"):
+        encoded(base, tmp_path, [Example("bad", "", b"<html>")])
+    with pytest.raises(ValueError, match="two examples have the id '000'"):
+        encoded(base, tmp_path, EXAMPLES[:1] * 2)
+
+
+def test_latents_that_are_not_finite_are_named(base: Path, tmp_path: Path) -> None:
+    models = load_models(base / "base.safetensors", base / "config")
+    next(iter(models.vae.parameters())).data[0] = float("nan")
+    with pytest.raises(ValueError, match="picture '000': the VAE's latents are not finite"):
+        encode_examples(models, EXAMPLES[:1], [SQUARE], tmp_path, keep_tokens=True)
+
+
+def test_a_transparent_picture_is_drawn_on_white(base: Path, tmp_path: Path) -> None:
+    file, white = io.BytesIO(), io.BytesIO()
+    Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(file, "WEBP", lossless=True)
+    Image.new("RGB", (16, 16), (255, 255, 255)).save(white, "PNG")
+    examples = [Example("a", "", file.getvalue()), Example("b", "", white.getvalue())]
+    batch = encoded(base, tmp_path, examples, keep_tokens=True).take([0, 1])
+    assert torch.equal(batch.latents[0], batch.latents[1])
+    assert batch.captions.dtype == torch.int64
+
+
+def test_an_examples_encoding_does_not_depend_on_its_neighbours(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor on the size of shards, nor on how many processes share the work."""
+    together = encoded(base, tmp_path / "a", EXAMPLES[:9])
+    monkeypatch.setattr(encode, "EXAMPLES_PER_SHARD", 2)
+    apart = encoded(base, tmp_path / "b", EXAMPLES[8::-1], ranks=3)
+    assert apart.ids == together.ids
+    for row in range(9):
+        ours, theirs = together.take([row]), apart.take([row])
+        assert torch.equal(ours.latents, theirs.latents)
+        assert torch.equal(ours.captions, theirs.captions)
+
+
+def test_an_encoding_that_broke_off_keeps_its_shards(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "EXAMPLES_PER_SHARD", 4)
+    with pytest.raises(ValueError, match="'bad' cannot be read"):
+        encoded(base, tmp_path, [*EXAMPLES[:6], Example("bad", "", b"")])
+    done = sorted(tmp_path.glob("0*.safetensors"))
+    assert [path.name for path in done] == ["000000.safetensors"]
+    before = done[0].stat().st_mtime_ns
+    assert len(encoded(base, tmp_path, EXAMPLES[:7])) == 7
+    assert done[0].stat().st_mtime_ns == before
+    assert len({sha256_file(path) for path in tmp_path.glob("0*.safetensors")}) == 2
+
+
+@pytest.mark.parametrize("words", [1, 10, 40])
+def test_a_caption_that_is_too_long_is_cut_between_two_words(base: Path, words: int) -> None:
+    tokenizer = load_models(base / "base.safetensors", base / "config").tokenizer
+    caption = " ".join(["cat"] * words)
+    text = shortened(tokenizer, caption)
+    assert caption.startswith(text)
+    assert text.endswith("cat")
+    assert len(text.split()) == min(words, MAX_LENGTH - 2)  # "cat" is one token
+    assert shortened(tokenizer, "x" * 99) == "x" * 99  # one word: the tokenizer cuts it
+
+
+def test_cut_captions_are_counted(base: Path, tmp_path: Path) -> None:
+    models = load_models(base / "base.safetensors", base / "config")
+    examples = [replace(EXAMPLES[0], caption="cat " * 50), EXAMPLES[1]]
+    assert encode_examples(models, examples, [SQUARE], tmp_path, keep_tokens=True) == 1

@@ -1,0 +1,96 @@
+"""Several processes train one model together, to the same losses as one."""
+
+import signal
+import socket
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from stages.diffusion.ranks import Ranks
+from stages.harness.files import sha256_file
+from tests.tiny_training import (
+    PARAMS,
+    ROOT,
+    base,
+    command,
+    hashes,
+    one_thread,
+    start,
+    wait_for,
+)
+
+__all__ = ["base", "one_thread"]  # fixtures are found by their names
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CPU = torch.device("cpu")
+TOGETHER = replace(PARAMS, text_encoder_learning_rate=1e-3, max_epochs=2)
+
+
+def torchrun(processes: int) -> list[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_are_fair_and_lose_no_row(count: int) -> None:
+    step = [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10]]
+    shares = [Ranks(rank, count, CPU).share(step) for rank in range(count)]
+    assert sorted(row for share in shares for rows in share for row in rows) == [*range(1, 11)]
+    sizes = [sum(map(len, share)) for share in shares]
+    assert max(sizes) - min(sizes) <= 2
+    largest = max(len(rows) for share in shares for rows in share)
+    assert largest <= Ranks(0, count, CPU).largest_share(4, 3)
+
+
+def test_two_processes_reach_the_losses_of_one(base: Path, tmp_path: Path) -> None:
+    """And a run that two began may go on with one."""
+    alone = start(base, tmp_path / "alone", TOGETHER)
+    words = command(base, tmp_path / "together", TOGETHER, *torchrun(2))
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("base: validation loss") == 1  # the first process alone speaks
+    together = start(base, tmp_path / "together", TOGETHER)
+    assert together.history.errors[0] == pytest.approx(alone.history.errors[0], rel=1e-6)
+    assert together.history.means == pytest.approx(alone.history.means, rel=1e-5)
+    assert together.history.train_losses == pytest.approx(alone.history.train_losses, rel=1e-5)
+    assert sorted(together.weights) == sorted(alone.weights)
+    longer = replace(TOGETHER, max_epochs=3)
+    assert start(base, tmp_path / "together", longer).history.means == pytest.approx(
+        start(base, tmp_path / "alone", longer).history.means, rel=1e-5
+    )
+
+
+def test_two_processes_stop_together_and_go_on(base: Path, tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    subprocess.run(
+        command(base, unbroken, TOGETHER, *torchrun(2)), cwd=ROOT, capture_output=True, check=True
+    )
+    words = command(base, broken, TOGETHER, *torchrun(2))
+    with subprocess.Popen(
+        words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for(broken / "checkpoints" / "step_000000002.safetensors", process)
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+    assert b"stopped by SIGTERM" in output
+    again = subprocess.run(
+        command(base, broken, TOGETHER, *torchrun(2)), cwd=ROOT, capture_output=True, check=True
+    )
+    assert b"going on in epoch" in again.stdout
+    ours, theirs = (
+        {path.name: sha256_file(path) for path in (folder / "weights").iterdir()}
+        for folder in (broken, unbroken)
+    )
+    assert ours == theirs == {**ours}
+    assert hashes(start(base, broken, TOGETHER))
