@@ -77,7 +77,7 @@ def run(
         pictures = sum(1 for path in folder.rglob("*") if path.is_file()) - 1
     if picture:
         last = sources.reports / "sheets" / LAST_GRID
-        sheets = sorted(last.glob("*.png"), key=lambda sheet: sheet.stat().st_size)
+        sheets = sorted(last.glob("*x*.*"), key=lambda sheet: sheet.stat().st_size)
         if not sheets:
             raise FileNotFoundError(f"{last}: no sheet to copy to {picture}. Run `dvc repro` first")
         with replacing(picture) as scratch:

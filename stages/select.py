@@ -13,12 +13,11 @@ resampled prompts, holds zero), the report says "no clear winner".
 """
 
 import argparse
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from stages.choice.loss import validation_losses
 from stages.choice.rule import (
@@ -29,8 +28,8 @@ from stages.choice.rule import (
     decide,
     difference,
 )
-from stages.choice.scores import read_scores, resampled_means, score_table
-from stages.choice.votes import are_connected, read_votes, resampled_strengths
+from stages.choice.scores import interval, read_scores, resampled_means, score_table
+from stages.choice.votes import agreement, are_connected, read_votes, resampled_strengths
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import Params, load_params
@@ -71,8 +70,10 @@ class Measures:
 
     scores: list[Path]
     loss: Path | None
-    votes: Path | None  # may name a file that nobody has written yet
+    votes: Path | None  # folder of the voters' files
     reference: str | None  # scored and voted on like a candidate, never chosen
+    grid: str = ""  # whose votes count
+    reference_weights: Path | None = None  # without them votes on the reference do not count
 
 
 def run(
@@ -98,7 +99,7 @@ def run(
     candidates = list(weights)
     several = isinstance(params, SeveralParams)
     places = params.places if isinstance(params, SeveralParams) else {WINNER: candidates}
-    evidence, remarks = gather(candidates, measures, rule)
+    evidence, remarks = gather(weights, measures, rule)
     try:
         decision = decide(candidates, places, params.choice, evidence, rule)
     except ValueError as error:
@@ -132,9 +133,14 @@ def run(
 
 
 def gather(
-    candidates: Sequence[str], measures: Measures, rule: RuleParams
+    weights: Mapping[str, Path], measures: Measures, rule: RuleParams
 ) -> tuple[list[Evidence], list[str]]:
     """Read what there is to choose by.
+
+    Args:
+        weights: the candidates.
+        measures: what to choose by.
+        rule: the section `select.rule`.
 
     Returns:
         The evidence, strongest kind first, and remarks on votes that were left aside.
@@ -149,12 +155,12 @@ def gather(
                 f"{path}: no such file. `python -m stages.grid score` writes scores, "
                 "`python -m stages.train` a loss.csv"
             )
-    reference = [measures.reference] if measures.reference else []
-    models = [*candidates, *reference]
+    candidates = list(weights)
+    models = [*candidates, *([measures.reference] if measures.reference else [])]
     evidence: list[Evidence] = []
     remarks: list[str] = []
-    if measures.votes and measures.votes.is_file():
-        votes, remarks = _votes_evidence(measures.votes, candidates, reference, rule)
+    if measures.votes and any(measures.votes.glob("*.jsonl")):
+        votes, remarks = _votes_evidence(weights, measures, rule)
         evidence += votes
     if measures.scores:
         evidence.append(_score_evidence(measures.scores, models, rule))
@@ -165,17 +171,26 @@ def gather(
 
 
 def _votes_evidence(
-    path: Path, candidates: Sequence[str], reference: Sequence[str], rule: RuleParams
+    weights: Mapping[str, Path], measures: Measures, rule: RuleParams
 ) -> tuple[list[Evidence], list[str]]:
     """Read votes, and say why if they cannot decide; nobody need have voted on the reference."""
-    ballot = read_votes(path, [*candidates, *reference])
+    assert measures.votes
+    asked = dict(weights)
+    if measures.reference and measures.reference_weights:
+        asked[measures.reference] = measures.reference_weights
+    hashes = {name: sha256_file(path) for name, path in asked.items()}
+    scored = {score.model for path in measures.scores for score in read_scores(path)}
+    ballot = read_votes(measures.votes, measures.grid, hashes, scored - hashes.keys())
     voted_on = {name for vote in ballot.votes for name in (vote.a, vote.b)}
-    models = [*candidates, *(name for name in reference if name in voted_on)]
+    models = [*weights, *(name for name in asked if name not in weights and name in voted_on)]
     remarks = []
     if ballot.problems:
         remarks.append(
             f"{len(ballot.problems)} line(s) of votes not counted, the first: {ballot.problems[0]}."
         )
+        print("\n".join(ballot.problems))
+    if not ballot.votes:
+        return [], remarks
     if len(ballot.votes) < rule.min_votes:
         remarks.append(
             f"{len(ballot.votes)} votes, fewer than select.rule.min_votes = {rule.min_votes}: "
@@ -187,8 +202,16 @@ def _votes_evidence(
         return [], remarks
     strengths, resampled = resampled_strengths(ballot.votes, models, rule.resamples, rule.seed)
     values = dict(zip(models, strengths.tolist(), strict=True))
-    remarks.append(f"{len(ballot.votes)} votes counted.")
-    return [Evidence("votes", values, resampled=dict(zip(models, resampled, strict=True)))], remarks
+    voters = len({vote.voter for vote in ballot.votes})
+    remarks.append(f"{len(ballot.votes)} votes counted, of {voters} voter(s).")
+    if agreed := agreement(ballot.votes):
+        remarks.append(
+            f"Voters agree in {agreed.share:.0%} of what two were asked alike "
+            f"({agreed.questions} questions, Krippendorff's alpha {agreed.alpha:.2f})."
+        )
+    prompts = len({vote.prompt for vote in ballot.votes})
+    by_model = dict(zip(models, resampled, strict=True))
+    return [Evidence("votes", values, resampled=by_model, prompts=prompts)], remarks
 
 
 def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RuleParams) -> Evidence:
@@ -199,6 +222,7 @@ def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RulePara
         "score",
         dict(zip(models, table.means.mean(1).tolist(), strict=True)),
         resampled=dict(zip(models, resampled, strict=True)),
+        prompts=len(table.prompts),
     )
 
 
@@ -228,16 +252,15 @@ def _by_place(values: dict[str, str]) -> str | dict[str, str]:
 def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) -> dict[str, float]:
     """Give a candidate's figures, flat, as DVC's metrics show them."""
     shown = {}
-    tail = (1 - confidence) / 2
     for kind in evidence:
         if name in kind.values:
             key = kind.kind.replace(" ", "_")
             shown[key] = round(kind.values[name], DECIMALS)
-            if kind.resampled:
-                low, high = np.quantile(kind.resampled[name], [tail, 1 - tail])
+            if kind.resampled and kind.prompts > 1:
+                low, high = interval(kind.resampled[name], confidence, kind.prompts)
                 shown |= {
-                    f"{key}_low": round(float(low), DECIMALS),
-                    f"{key}_high": round(float(high), DECIMALS),
+                    f"{key}_low": round(low, DECIMALS),
+                    f"{key}_high": round(high, DECIMALS),
                 }
     return shown
 
@@ -258,11 +281,9 @@ def _shown_reference(
 
 
 def _shown_gap(kind: str, gap: Interval) -> dict[str, float]:
-    return {
-        f"{kind}_lead": round(gap.mean, DECIMALS),
-        f"{kind}_lead_low": round(gap.low, DECIMALS),
-        f"{kind}_lead_high": round(gap.high, DECIMALS),
-    }
+    lead = {"lead": gap.mean, "lead_low": gap.low, "lead_high": gap.high}
+    finite = {name: value for name, value in lead.items() if math.isfinite(value)}
+    return {f"{kind}_{name}": round(value, DECIMALS) for name, value in finite.items()}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -296,11 +317,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--votes",
         type=Path,
-        metavar="FILE",
-        help="a CSV file of a, b, prompt, seed, winner; need not exist",
+        metavar="DIR",
+        help="VOTER.jsonl of each voter, from `python -m stages.vote`; may be empty",
     )
     parser.add_argument(
-        "--reference", metavar="NAME", help="a scored model to compare the choice to"
+        "--grid", default="", metavar="NAME", help="the grid whose votes count (with --votes)"
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME[=FILE]",
+        help="a scored model to compare the choice to; with its weights votes on it count, too",
     )
     parser.add_argument(
         "--out",
@@ -324,11 +350,20 @@ def main() -> None:
     """Run from the command line."""
     options = parse()
     name = ".".join(filter(None, [options.kind, options.key]))
+    reference, _, reference_weights = (options.reference or "").partition("=")
     with clear_errors():
+        measures = Measures(
+            options.scores,
+            options.loss,
+            options.votes,
+            reference or None,
+            options.grid,
+            Path(reference_weights) if reference_weights else None,
+        )
         run(
             name,
             named_weights(options.candidates),
-            Measures(options.scores, options.loss, options.votes, options.reference),
+            measures,
             options.out,
             options.report,
             load_params(f"select.{name}", KINDS[options.kind], options.params),

@@ -1,6 +1,8 @@
 """Cells: addresses, the cache, the plan."""
 
 import dataclasses
+import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ from PIL import Image
 
 from stages.harness.params import load_params
 from stages.images.cells import Cell, CellCache, GridParams, planned_cells, read_manifest
+from stages.images.known_hash import KnownHashes
+from tests.imports import ROOT
 
 CELL = Cell(
     weights="w",
@@ -21,8 +25,11 @@ CELL = Cell(
     sampler="euler",
     steps=15,
     guidance=5.0,
+    clip_skip=1,
     dtype="float32",
     batch_size=1,
+    compile=False,
+    vae_tile_px=0,
     drawing="1",
 )
 GRID = """
@@ -34,9 +41,17 @@ grid:
   sampler: euler
   steps: 2
   guidance: 5.0
+  clip_skip: 1
   dtype: float32
   batch_size: 4
-  sheet: {scale: 2, max_side_px: 16383}
+  compile: false
+  vae_tile_px: 0
+  engine: torch
+  axes: {replace: [], sampler: [], steps: [], guidance: [], clip_skip: []}
+  comfyui: {servers: [], workflow: w.json, timeout_s: 60.0}
+  score:
+    {more: [], aesthetic_clip: "", aesthetic_head: "", resamples: 9, confidence: 0.95, seed: 1}
+  sheet: {scale: 2, max_side_px: 16383, format: png, quality: 90}
 """
 
 
@@ -51,12 +66,13 @@ def test_whatever_determines_a_picture_changes_its_address() -> None:
     for field in dataclasses.fields(Cell):
         value = getattr(CELL, field.name)
         changed: Any = value + "x" if isinstance(value, str) else value + 1
+        changed = not value if isinstance(value, bool) else changed
         addresses.add(dataclasses.replace(CELL, **{field.name: changed}).address)
     assert len(addresses) == 1 + len(dataclasses.fields(Cell))
 
 
 def test_the_address_of_a_cell_never_changes() -> None:
-    assert CELL.address.startswith("04627927"), (
+    assert CELL.address.startswith("090b246b"), (
         "every picture that anybody drew would be drawn again"
     )
 
@@ -79,7 +95,7 @@ def test_one_more_prompt_leaves_the_other_addresses_as_they_were(tmp_path: Path)
     assert len(after) - len(before) == 4
 
 
-def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
+def test_the_cache_keeps_pixels_and_how_they_were_drawn_and_nothing_else(tmp_path: Path) -> None:
     cache = CellCache(tmp_path / "cells")
     assert cache.find(CELL) is None
     picture = Image.radial_gradient("L").convert("RGB")
@@ -91,8 +107,20 @@ def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
     assert cache.find(CELL) == path
     with Image.open(path) as kept:
         assert kept.tobytes() == picture.tobytes()
-        assert not kept.info
+        assert kept.info == {"parameters": CELL.parameters}
     assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
+    cell = dataclasses.replace(
+        CELL, negative_prompt="blurry", sampler="dpmpp_2m_karras", clip_skip=2, guidance=7.5
+    )
+    assert cell.parameters == (
+        "red apple\n"
+        "Negative prompt: blurry\n"
+        "Steps: 15, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, "
+        "Size: 64x96, Model hash: w, Clip skip: 2"
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,6 +130,25 @@ def test_the_cache_keeps_pixels_and_nothing_else(tmp_path: Path) -> None:
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds holds 1 twice"),
         ('prompts: [red apple, "blue, heart"]', "prompts: []", "prompts is empty"),
         ("dtype: float32", "dtype: int8", "unknown dtype 'int8'"),
+        ("sampler: euler", "sampler: euler_a", "unknown sampler 'euler_a'; known: ddim, dpm"),
+        ("sampler: []", "sampler: [lms]", "unknown sampler 'lms'"),
+        ("clip_skip: 1", "clip_skip: 0", "clip_skip must be at least 1"),
+        ("vae_tile_px: 0", "vae_tile_px: 60", "vae_tile_px must be 0 or a multiple of 32"),
+        ("engine: torch", "engine: a1111", "unknown engine 'a1111'; known: torch, comfyui"),
+        ("engine: torch", "engine: comfyui", "comfyui.servers is empty"),
+        ("replace: []", "replace: [[green, red]]", "axes.replace: no prompt says 'green'"),
+        (
+            '"blue, heart"',
+            '{category: a, negative_prompt: "", prompts: [red apple]}',
+            "'red apple' t",
+        ),
+        (
+            '[red apple, "blue, heart"]',
+            '[{category: a, negative_prompt: "", prompts: []}]',
+            "sets without a prompt",
+        ),
+        ("format: png", "format: gif", "unknown format 'gif'; known: png, jpeg, webp"),
+        ("quality: 90", "quality: 0", "quality must lie between 1 and 100"),
         ("steps: 2", "step: 2", r"unknown key 'grid.step'; did you mean 'steps'"),
     ],
 )
@@ -118,3 +165,59 @@ def test_a_folder_without_a_grid_says_how_to_draw_one(tmp_path: Path) -> None:
     (tmp_path / "cells.json").write_text('{"group": "x"}')
     with pytest.raises(ValueError, match="not a grid's manifest"):
         read_manifest(tmp_path)
+
+
+def test_axes_multiply_and_say_by_what_a_cell_differs(tmp_path: Path) -> None:
+    text = GRID.replace("sampler: []", "sampler: [ddim]").replace(
+        "guidance: []", "guidance: [1, 7]"
+    )
+    params = grid_params(tmp_path, text.replace("seeds: [1, 2]", "seeds: [1]"))
+    cells = planned_cells(params, "w", "c")
+    assert len({cell.address for cell in cells}) == 2 * 2 * 2 * 3  # prompts, sizes, axes
+    assert [params.label(cell) for cell in cells[:12:2]] == [
+        "euler, guidance 5", "euler, guidance 1", "euler, guidance 7",
+        "ddim, guidance 5", "ddim, guidance 1", "ddim, guidance 7",
+    ]  # fmt: skip
+    plain = grid_params(tmp_path)
+    alone = planned_cells(plain, "w", "c")
+    assert {plain.label(cell) for cell in alone} == {""}
+    assert {c.address for c in alone if c.seed == 1} < {c.address for c in cells}
+
+
+def test_search_and_replace_adds_what_a_prompt_then_says(tmp_path: Path) -> None:
+    text = GRID.replace("replace: []", "replace: [[red, green], [apple, pear]]")
+    prompts = [prompt.text for prompt in grid_params(tmp_path, text).all_prompts()]
+    assert prompts == ["red apple", "green apple", "red pear", "blue, heart"]
+
+
+def test_a_set_has_a_category_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:
+    text = GRID.replace(
+        '"blue, heart"', "{category: people, negative_prompt: blurry, prompts: [a man]}"
+    )
+    apple, man = grid_params(tmp_path, text).all_prompts()
+    assert (apple.category, apple.negative) == ("", "")
+    assert (man.category, man.negative) == ("people", "blurry")
+
+
+def test_the_article_s_prompts_are_21_in_categories() -> None:
+    params = load_params("grid", GridParams, ROOT / "profiles/sd15.yaml")
+    prompts = params.all_prompts()
+    assert len(prompts) == 21
+    assert all(prompt.category for prompt in prompts)
+    assert len(planned_cells(params, "w", "c")) == 168
+
+
+def test_a_hash_is_known_until_its_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, book = tmp_path / "weights", tmp_path / "hashes.jsonl"
+    file.write_bytes(b"one")
+    first = KnownHashes(book).sha256(file)
+    with book.open("a") as cut:
+        cut.write('\n["1 2 3')
+    with monkeypatch.context() as patch:
+        patch.setattr("stages.images.known_hash.sha256_file", lambda _: pytest.fail("known"))
+        assert KnownHashes(book).sha256(file) == first
+    file.write_bytes(b"two")
+    os.utime(file, ns=(1, 1))
+    assert KnownHashes(book).sha256(file) == hashlib.sha256(b"two").hexdigest() != first

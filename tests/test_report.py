@@ -34,8 +34,9 @@ from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, e
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
 from stages.page.descent import BOX_HEIGHT, trace
-from stages.page.findings import same_name, sheet_name
+from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
+from stages.page.tournament import draw_tournament
 from stages.report import ReportParams, main, run
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
@@ -188,6 +189,9 @@ def make_grid(folder: Path, reports: Path) -> None:
                 sampler="euler",
                 steps=2,
                 guidance=3.0,
+                clip_skip=1,
+                compile=False,
+                vae_tile_px=0,
                 dtype="float32",
                 batch_size=1,
                 drawing="1",
@@ -204,7 +208,9 @@ def make_grid(folder: Path, reports: Path) -> None:
     target.mkdir(parents=True)
     publish(target, manifest, cache, cells)
     sheets = reports / "sheets" / "cocktails"
-    grid.run_sheet(target, sheets, [], SheetParams(scale=1, max_side_px=4000))
+    grid.run_sheet(
+        target, sheets, [], SheetParams(scale=1, max_side_px=4000, format="png", quality=90)
+    )
     write_json(
         reports / "grid" / "cocktails.json",
         {"models": 2, "cells": 8, "failed": 1, "failed_by_model": {"row1": 1}},
@@ -331,7 +337,12 @@ def test_every_picture_and_link_is_beside_the_page_and_no_file_is_left_over(site
     inner = {a[1:] for a in addresses if a.startswith("#")}
     assert inner <= set(page.attributes["id"])
     linked = {unquote(a) for a in addresses if a[:1] != "#" and not a.startswith("data:")}
-    assert linked | {"index.html"} == set(files(site))
+    viewer = (site / "viewer.html").read_text(encoding="utf-8")
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', viewer)
+    viewed = {g["base"] + c[5] for g in json.loads(data) for c in g["cells"] if c[5]}
+    assert viewed
+    beside = {address.partition("#")[0] for address in linked}
+    assert beside | viewed | {"index.html"} == set(files(site))
 
 
 def test_nothing_is_loaded_from_elsewhere_and_no_script_may_run(site: Path) -> None:
@@ -593,3 +604,18 @@ def test_names_are_one_however_they_are_joined() -> None:
 )
 def test_bytes_are_written_as_people_do(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_both_rounds_are_drawn_as_a_tournament_and_names_of_strangers_are_text() -> None:
+    def choice(name: str, candidates: list[str], won: str) -> Named:
+        return Named(
+            name, {"choice": won, "candidates": dict.fromkeys(candidates), "is_clear": False}
+        )
+
+    rows = [choice(f"row.{n}", [f"row{n}_trained", HOSTILE], f"row{n}_trained") for n in (1, 2)]
+    drawn = draw_tournament([*rows, choice("final", ["row1", "row2"], "row2")])
+    assert drawn
+    assert "<script>" not in drawn
+    assert drawn.count("row1_trained") == 4, "as a candidate and as the row's winner, with titles"
+    assert "no clear winner" in drawn
+    assert draw_tournament(rows) is None

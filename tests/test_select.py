@@ -2,6 +2,7 @@
 
 import json
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,29 @@ import yaml
 
 from stages import select
 from stages.choice.rule import Evidence, RuleParams, fill_places
-from stages.choice.scores import Score, resampled_means, score_table, write_scores
-from stages.choice.votes import Vote, davidson, read_votes, resampled_strengths
+from stages.choice.scores import (
+    Score,
+    interval,
+    resampled_means,
+    score_table,
+    student_t,
+    write_scores,
+)
+from stages.choice.votes import (
+    Agreement,
+    Vote,
+    agreement,
+    davidson,
+    read_votes,
+    resampled_strengths,
+)
 from stages.harness.files import sha256_bytes
 from stages.harness.named import named_weights
 
 Report = dict[str, Any]
 RULE = RuleParams(min_votes=20, resamples=400, confidence=0.95, seed=1)
+COVERAGE_RUNS = 400
+PATIENCE = 3  # times the goal: the machine may be at other work
 PROMPTS = [f"prompt {i}" for i in range(12)]
 MIXES = ["64-difference", "96-difference", "hybrid-difference", "hybrid"]
 MIX_PLACES = {
@@ -47,14 +64,30 @@ def make_scores(path: Path, means: dict[str, float], noise: float = 0.01) -> Pat
     return path
 
 
-def make_votes(path: Path, wins: list[tuple[str, str, int]], *, ties: int = 0) -> Path:
+def make_votes(
+    folder: Path, wins: list[tuple[str, str, int]], *, ties: int = 0, voter: str = "anna"
+) -> Path:
     """Write votes: winner, loser, how often."""
-    lines = ["a,b,prompt,seed,winner"]
+    folder.mkdir(exist_ok=True)
+    lines = []
     for winner, loser, count in wins:
-        lines += [f"{loser},{winner},prompt {i % 12},1,{winner}" for i in range(count)]
-        lines += [f"{loser},{winner},prompt {i % 12},1,tie" for i in range(ties)]
-    path.write_text("\n".join(lines) + "\n")
-    return path
+        for number in range(count + ties):
+            said = "b" if number < count else "tie"
+            lines.append(vote_line(loser, winner, f"prompt {number % 12}", number // 12, said))
+    (folder / f"{voter}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def vote_line(a: str, b: str, prompt: str, seed: int, answer: str, **others: Any) -> str:
+    weights = {f"{side}_weights": weights_hash(name) for side, name in (("a", a), ("b", b))}
+    place = {"prompt": prompt, "seed": seed, "width": 64, "height": 64}
+    name = f"{a} {b} {prompt} {seed} {answer}"
+    line = {"id": name, "grid": "test", "a": a, "b": b, "answer": answer}
+    return json.dumps({**line, **weights, **place, **others})
+
+
+def weights_hash(name: str) -> str:
+    return sha256_bytes(f"weights of {name}".encode())
 
 
 class Choosing:
@@ -79,7 +112,13 @@ class Choosing:
         self, names: list[str], params: select.OneParams | select.SeveralParams, out: str
     ) -> Report:
         weights = named_weights(make_weights(self.folder / "weights", names))
-        measures = select.Measures(self.scores, self.loss, self.votes, self.reference)
+        reference = None
+        if self.reference:
+            make_weights(self.folder / "weights", [self.reference])
+            reference = self.folder / "weights" / f"{self.reference}.safetensors"
+        measures = select.Measures(
+            self.scores, self.loss, self.votes, self.reference, "test", reference
+        )
         report = self.folder / "report.json"
         select.run("test", weights, measures, self.folder / out, report, params, RULE)
         written: Report = json.loads(report.read_text())
@@ -139,10 +178,10 @@ def test_votes_come_before_scores_and_scores_before_losses(
     report = choosing.one(names)
     assert (report["choice"], report["by"]) == ("epoch_020", "score")
     wins = [(names[2], names[0], 30), (names[2], names[1], 30)]
-    choosing.votes = make_votes(tmp_path / "votes.csv", wins, ties=3)
+    choosing.votes = make_votes(tmp_path / "votes", wins, ties=3)
     report = choosing.one(names)
     assert (report["choice"], report["by"]) == ("epoch_030", "votes")
-    assert "66 votes counted" in report["reason"]
+    assert "66 votes counted, of 1 voter" in report["reason"]
     assert report["is_clear"] is True
 
 
@@ -160,11 +199,11 @@ def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
     choosing: Choosing, tmp_path: Path
 ) -> None:
     choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 2.0, "b": 1.0, "c": 1.0})]
-    choosing.votes = make_votes(tmp_path / "v.csv", [("b", "a", 5)])
+    choosing.votes = make_votes(tmp_path / "votes", [("b", "a", 5)])
     report = choosing.one(["a", "b", "c"])
     assert report["choice"] == "a"
     assert "5 votes, fewer than select.rule.min_votes = 20" in report["reason"]
-    choosing.votes = make_votes(tmp_path / "v.csv", [("b", "a", 50)])
+    choosing.votes = make_votes(tmp_path / "votes", [("b", "a", 50)])
     report = choosing.one(["a", "b", "c"])
     assert report["choice"] == "a"
     assert "do not compare all candidates" in report["reason"]
@@ -274,12 +313,12 @@ def test_the_winner_is_compared_to_the_reference_which_is_never_chosen(
 def test_votes_count_though_nobody_voted_on_the_reference(
     choosing: Choosing, tmp_path: Path
 ) -> None:
-    choosing.votes = make_votes(tmp_path / "v.csv", [("a", "b", 30)])
+    choosing.votes = make_votes(tmp_path / "votes", [("a", "b", 30)])
     choosing.reference = "bloody"
     report = choosing.one(["a", "b"])
     assert (report["choice"], report["by"]) == ("a", "votes")
     assert "nothing to compare by" in report["reason"]
-    choosing.votes = make_votes(tmp_path / "v.csv", [("a", "b", 30), ("bloody", "a", 30)])
+    choosing.votes = make_votes(tmp_path / "votes", [("a", "b", 30), ("bloody", "a", 30)])
     report = choosing.one(["a", "b"])
     assert report["choice"] == "a"
     assert report["reference"]["votes_lead_high"] < 0
@@ -301,7 +340,7 @@ def test_scores_that_do_not_compare_are_refused(choosing: Choosing, tmp_path: Pa
     scores.write_text(scores.read_text().rsplit("\n", 2)[0] + "\n")
     with pytest.raises(ValueError, match="not scored on the same cells"):
         choosing.one(["a", "b"])
-    scores.write_text(scores.read_text() + "a,p,1,64,64,nan\n")
+    scores.write_text(scores.read_text() + "a,p,1,64,64,,nan\n")
     with pytest.raises(ValueError, match=r"line 49: not a score"):
         choosing.one(["a", "b"])
 
@@ -322,18 +361,151 @@ def test_an_epoch_of_another_run_is_refused(choosing: Choosing, tmp_path: Path) 
 
 
 def test_broken_votes_are_told_by_line_and_the_rest_is_used(tmp_path: Path) -> None:
-    path = tmp_path / "votes.csv"
-    path.write_text(
-        "a,b,prompt,seed,winner\na,b,p,1,a\na,ghost,p,1,a\na,b,p\na,b,p,2,both_bad\na,b,p,1,maybe\n"
-    )
-    ballot = read_votes(path, ["a", "b"])
-    assert [vote.winner for vote in ballot.votes] == ["a", None]
-    assert [problem.split(": ")[0].split(", ")[1] for problem in ballot.problems] == [
-        "line 3",
-        "line 4",
-        "line 6",
+    lines = [
+        vote_line("a", "b", "p", 1, "a"),
+        vote_line("a", "ghost", "p", 1, "a"),
+        vote_line("a", "b", "p", 2, "both_bad"),
+        vote_line("a", "b", "p", 3, "maybe"),
+        vote_line("a", "b", "p", 4, "b").replace('"seed": 4', '"seed": "four"'),
+        vote_line("a", "b", "p", 5, "b", b_weights="older"),
+        '{"undo": "nothing"}',
+        "[1]",
+        "",
+        vote_line("a", "b", "p", 6, "b")[:40],
     ]
-    assert "no such model: 'ghost'" in ballot.problems[0]
+    (tmp_path / "anna.jsonl").write_bytes("\n".join(lines).encode() + b"\n\xff\n")
+    ballot = read_votes(tmp_path, "test", {name: weights_hash(name) for name in "ab"})
+    assert [vote.winner for vote in ballot.votes] == ["a", None]
+    said = {int(p.split(", line ")[1].split(":")[0]): p for p in ballot.problems}
+    assert sorted(said) == [2, 4, 5, 6, 7, 8, 10, 11]
+    for number, words in {
+        2: "no such model: 'ghost'",
+        4: "answer 'maybe'; wanted a, b, tie, both_bad",
+        5: "no seed but 'four'",
+        6: "'b' had other weights when this was asked",
+        7: "takes back a vote that is not there",
+        10: "was the line cut short?",
+    }.items():
+        assert words in said[number]
+
+
+def test_an_answer_may_be_taken_back_or_given_anew(tmp_path: Path) -> None:
+    first, second = vote_line("a", "b", "p", 1, "a"), vote_line("a", "b", "p", 2, "a")
+    undo = json.dumps({"undo": json.loads(second)["id"]})
+    anew = vote_line("b", "a", "p", 1, "a")  # the same question, sides swapped: b is better
+    (tmp_path / "anna.jsonl").write_text("\n".join([first, second, undo, anew]))
+    ballot = read_votes(tmp_path, "test", {name: weights_hash(name) for name in "ab"})
+    assert [(vote.seed, vote.winner) for vote in ballot.votes] == [(1, "b")]
+    assert not ballot.problems
+
+
+def test_votes_on_other_grids_and_on_models_of_another_choice_are_passed_over(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    scores = dict.fromkeys(("a", "b", "c"), 1.0)
+    choosing.scores = [make_scores(tmp_path / "s.csv", scores)]
+    choosing.votes = make_votes(tmp_path / "votes", [("a", "b", 30), ("c", "a", 30)])
+    line = vote_line("x", "y", "p", 1, "a", grid="another")
+    (choosing.votes / "ben.jsonl").write_text(line + "\n")
+    report = choosing.one(["a", "b"])
+    assert report["choice"] == "a"
+    assert "30 votes counted" in report["reason"]
+    assert "not counted" not in report["reason"]
+
+
+def test_voters_that_were_asked_the_same_agree_or_not(choosing: Choosing, tmp_path: Path) -> None:
+    choosing.votes = make_votes(tmp_path / "votes", [("a", "b", 24)])
+    make_votes(tmp_path / "votes", [("a", "b", 12), ("b", "a", 12)], voter="ben")
+    reason = choosing.one(["a", "b"])["reason"]
+    assert "Voters agree in" in reason
+    said = [Vote("a", "b", "p", n, w, v) for v in "xy" for n, w in enumerate("aabb")]
+    assert agreement(said) == Agreement(4, 1.0, 1.0)
+    assert agreement(said[:4]) is None
+
+
+def test_alpha_is_what_the_matrix_of_coincidences_gives() -> None:
+    said = ["aabb-aab    ", "aabbaaab-b b", " baab-ab-ba ", "aabbabaa-ba "]  # - is a tie
+    votes = [
+        Vote("a", "b", f"unit {unit}", 1, None if value == "-" else value, voter=str(row))
+        for row, line in enumerate(said)
+        for unit, value in enumerate(line)
+        if value != " "
+    ]
+    found = agreement(votes)
+    assert found
+    assert found.alpha == pytest.approx(alpha_by_hand(votes))
+
+
+def alpha_by_hand(votes: list[Vote]) -> float:
+    """Compute it from the matrix of coincidences, as the book does by hand."""
+    units: dict[str, list[int]] = {}
+    for vote in votes:
+        units.setdefault(vote.prompt, []).append(vote.said)
+    matrix = np.zeros((3, 3))
+    for said in units.values():
+        for i, one in enumerate(said):
+            for j, other in enumerate(said):
+                if i != j:
+                    matrix[one, other] += 1 / (len(said) - 1)
+    totals = matrix.sum(0)
+    n = totals.sum()
+    apart = n - np.trace(matrix)
+    return float(1 - (n - 1) * apart / (n**2 - (totals**2).sum()))
+
+
+def simulated_votes(
+    strengths: dict[str, float], prompts: int, votes: int, seed: int, spread: float = 0.0
+) -> list[Vote]:
+    """Draw votes from Davidson's model; a model's strength may differ from prompt to prompt."""
+    rng = np.random.default_rng(seed)
+    names = list(strengths)
+    own = {p: rng.normal(0, spread, len(names)) for p in range(prompts)}
+    drawn = []
+    for number in range(votes):
+        i, j = rng.choice(len(names), 2, replace=False)
+        prompt = number % prompts
+        s, t = (strengths[names[k]] + own[prompt][k] for k in (i, j))
+        weights = np.exp([s, t, -0.5 + (s + t) / 2])
+        said = rng.choice(3, p=weights / weights.sum())
+        winner = [names[i], names[j], None][said]
+        drawn.append(Vote(names[i], names[j], f"p{prompt}", number, winner))
+    return drawn
+
+
+def test_95_percent_intervals_hold_the_truth_in_93_to_97_of_100_simulations() -> None:
+    truth = {"a": 0.6, "b": 0.1, "c": -0.7}
+    names, held = list(truth), []
+    for number in range(COVERAGE_RUNS):
+        votes = simulated_votes(truth, prompts=21, votes=400, seed=number)
+        _, resampled = resampled_strengths(votes, names, 400, seed=number)
+        for i, j in ((0, 1), (1, 2), (0, 2)):
+            low, high = interval(resampled[i] - resampled[j], 0.95, 21)
+            held.append(low <= truth[names[i]] - truth[names[j]] <= high)
+    assert 0.93 <= np.mean(held) <= 0.97
+
+
+def test_ten_thousand_votes_are_fitted_with_intervals_in_two_seconds() -> None:
+    truth = {f"m{i}": i / 10 for i in range(13)}
+    votes = simulated_votes(truth, prompts=21, votes=10_000, seed=1)
+    started = time.perf_counter()
+    strengths, resampled = resampled_strengths(votes, list(truth), 1000, seed=1)
+    bounds = [interval(row, 0.95, 21) for row in resampled]
+    seconds = time.perf_counter() - started
+    wanted = np.array(list(truth.values())) - np.mean(list(truth.values()))
+    assert strengths == pytest.approx(wanted, abs=0.2)
+    assert all(low < high for low, high in bounds)
+    assert seconds < 2 * PATIENCE
+
+
+def test_one_prompt_alone_has_no_clear_winner() -> None:
+    assert interval(np.ones(100), 0.95, 1) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "wanted"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (20, 2.086)]
+)
+def test_students_quantiles_are_those_of_the_tables(freedom: int, wanted: float) -> None:
+    assert student_t(0.975, freedom) == pytest.approx(wanted, abs=0.004)
 
 
 def test_davidsons_model_finds_known_strengths() -> None:
@@ -394,7 +566,7 @@ def test_the_command_line_reads_the_choices_own_section(
     select.main()
     assert (tmp_path / "models/vodka/64.safetensors").read_text() == "weights of epoch_020"
     assert "epoch_020: named in the params" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [*words, "--report", "r.json", "--votes", "none.csv"])
+    monkeypatch.setattr("sys.argv", [*words, "--report", "r.json", "--votes", "none"])
     section["checkpoint"] = {64: {"choice": "epoch_030"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"select": section}))
     with pytest.raises(SystemExit, match=r"Candidates: epoch_010, epoch_020"):

@@ -1,6 +1,8 @@
 """Sheets: every cell and every letter of every label is on a page."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +12,23 @@ from PIL import Image, ImageDraw
 
 from stages import grid
 from stages.images.cells import SheetParams
-from stages.images.sheet import Row, Sheet, load_font, pages, wrapped
+from stages.images.page_file import write_jpeg, write_png
+from stages.images.sheet import Page, Row, Sheet, load_font, pages, wrapped
 
 LONG_PROMPT = "a very long prompt about one red apple, glossy, " * 12
 LONG_NAME = "hybrid-difference-of-the-third-version_minus_the-first.epoch_010"
-PARAMS = SheetParams(scale=1, max_side_px=4000)
+
+
+def sheet_params(scale: int, max_side_px: int, format_: str = "png") -> SheetParams:
+    return SheetParams(scale=scale, max_side_px=max_side_px, format=format_, quality=90)
+
+
+def images(sheet: Sheet, params: SheetParams) -> Iterator[Image.Image]:
+    for page in pages(sheet, params):
+        yield page.image()
+
+
+PARAMS = sheet_params(1, 4000)
 Drawn = list[tuple[str, tuple[float, float, float, float], tuple[int, int]]]
 
 
@@ -61,7 +75,7 @@ def cells_on(page: Image.Image, side: int = 64) -> dict[tuple[int, int], int]:
 
 def test_every_cell_is_on_the_page_whole(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, prompts=["a", "b"], seeds=2, columns=["x", "y", "z"])
-    (page,) = pages(sheet, PARAMS)
+    (page,) = images(sheet, PARAMS)
     assert cells_on(page).keys() == {(c, r) for c in range(3) for r in range(4)}
 
 
@@ -70,7 +84,7 @@ def test_labels_lie_inside_the_page_and_nothing_of_them_is_lost(
 ) -> None:
     prompts = [LONG_PROMPT, "short", "x" * 300]
     sheet = make_sheet(tmp_path, prompts=prompts, seeds=2, columns=[LONG_NAME, "b"])
-    (page,) = pages(sheet, PARAMS)
+    (page,) = images(sheet, PARAMS)
     for _, (left, top, right, bottom), (width, height) in drawn:
         assert left >= 0
         assert top >= 0
@@ -85,7 +99,7 @@ def test_labels_lie_inside_the_page_and_nothing_of_them_is_lost(
 def test_labels_do_not_run_into_each_other(tmp_path: Path, drawn: Drawn) -> None:
     columns = [LONG_NAME, LONG_NAME + "2"]
     sheet = make_sheet(tmp_path, prompts=[LONG_PROMPT, "b"], seeds=3, columns=columns)
-    list(pages(sheet, PARAMS))
+    list(images(sheet, PARAMS))
     boxes = [box for _, box, _ in drawn]
     for i, (left, top, right, bottom) in enumerate(boxes):
         for other_left, other_top, other_right, other_bottom in boxes[i + 1 :]:
@@ -95,7 +109,7 @@ def test_labels_do_not_run_into_each_other(tmp_path: Path, drawn: Drawn) -> None
 
 def test_cells_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, prompts=["a"], seeds=1, columns=["x"])
-    (page,) = pages(sheet, SheetParams(scale=3, max_side_px=4000))
+    (page,) = images(sheet, sheet_params(3, 4000))
     assert cells_on(page, side=192) == {(0, 0): 192 * 192}
 
 
@@ -105,7 +119,7 @@ def test_a_large_sheet_is_split_and_no_cell_is_lost_or_doubled(
 ) -> None:
     columns = [f"model {i}" for i in range(7)]
     sheet = make_sheet(tmp_path, prompts=["a", "b", "c", "d"], seeds=3, columns=columns)
-    drawn = list(pages(sheet, SheetParams(scale=1, max_side_px=max_side_px)))
+    drawn = list(images(sheet, sheet_params(1, max_side_px)))
     assert len(drawn) > 1
     found = [cell for page in drawn for cell in cells_on(page)]
     assert len(found) == len(set(found)) == 7 * 12
@@ -114,14 +128,14 @@ def test_a_large_sheet_is_split_and_no_cell_is_lost_or_doubled(
 
 def test_a_prompts_rows_stay_on_one_page(tmp_path: Path) -> None:
     sheet = make_sheet(tmp_path, prompts=["a", "b", "c"], seeds=3, columns=["x"])
-    for page in pages(sheet, SheetParams(scale=1, max_side_px=600)):
+    for page in images(sheet, sheet_params(1, 600)):
         rows = {row for _, row in cells_on(page)}
         assert rows in ({0, 1, 2, 3, 4, 5}, {6, 7, 8})
 
 
 def test_a_failed_cell_is_marked(tmp_path: Path, drawn: Drawn) -> None:
     row = Row("a", 1, (None,))
-    (page,) = pages(Sheet("t", ("x",), (row,), 64, 64), PARAMS)
+    (page,) = images(Sheet("t", ("x",), (row,), 64, 64), PARAMS)
     assert "failed" in [text for text, *_ in drawn]
     colours = page.getcolors(page.width * page.height) or []
     assert any(colour == (0xF0, 0xD9, 0xD9) for _, colour in colours)
@@ -158,7 +172,7 @@ def test_sheets_of_a_grid_are_named_by_size_and_take_the_columns_asked_for(
     (tmp_path / "cells" / "cells.json").write_text(json.dumps(manifest))
     seen: list[Sheet] = []
 
-    def pages_seen(sheet: Sheet, params: SheetParams) -> Iterator[Image.Image]:
+    def pages_seen(sheet: Sheet, params: SheetParams) -> Iterator[Page]:
         seen.append(sheet)
         yield from pages(sheet, params)
 
@@ -168,7 +182,73 @@ def test_sheets_of_a_grid_are_named_by_size_and_take_the_columns_asked_for(
     assert [s.columns for s in seen] == [("b", "a"), ("b", "a")]
     with pytest.raises(ValueError, match="no model 'c' in this grid; it holds a, b"):
         grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", ["c"], PARAMS)
-    small = SheetParams(scale=1, max_side_px=10)
+    small = sheet_params(1, 10)
     grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", [], small)
     names = sorted(p.name for p in (tmp_path / "sheets").iterdir())
     assert names == ["64x64_1.png", "64x64_2.png", "96x96_1.png", "96x96_2.png"]
+
+
+@pytest.mark.parametrize("band", [16, 160, 4096])
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_a_page_written_in_bands_is_the_page_drawn_whole(
+    tmp_path: Path, kind: str, band: int
+) -> None:
+    sheet = make_sheet(tmp_path, prompts=[LONG_PROMPT, "b"], seeds=3, columns=["x", LONG_NAME])
+    (page,) = pages(sheet, PARAMS)
+    path, whole = tmp_path / "page", page.image()
+    with path.open("wb") as file:
+        if kind == "png":
+            write_png(file, page, band)
+        else:
+            write_jpeg(file, page, 90, band)
+    with Image.open(path) as read:
+        assert (read.format, read.size) == (kind.upper(), whole.size)
+        pixels = np.asarray(read.convert("RGB")).astype(int)
+    whole.save(tmp_path / "whole", kind.upper(), quality=90)
+    with Image.open(tmp_path / "whole") as usual:
+        assert (pixels == np.asarray(usual.convert("RGB"))).all()
+
+
+@pytest.mark.parametrize(("format_", "suffix"), [("jpeg", "jpg"), ("webp", "webp"), ("png", "png")])
+def test_a_format_that_cannot_hold_a_page_gets_more_of_them(
+    tmp_path: Path, format_: str, suffix: str
+) -> None:
+    path = tmp_path / "cell.png"
+    Image.new("RGB", (64, 64), (9, 9, 9)).save(path)
+    rows = tuple(Row(f"p{i // 8}", i % 8, (path,)) for i in range(1200))
+    sheet = Sheet("t", ("x",), rows, 64, 64)
+    sizes = [(p.width, p.height) for p in pages(sheet, sheet_params(1, 10**6, format_))]
+    longest = {"jpeg": 65_500, "webp": 16_383, "png": 10**6}[format_]
+    assert all(max(size) <= longest for size in sizes)
+    assert len(sizes) == {"jpeg": 2, "webp": 5, "png": 1}[format_]
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+from stages.images.cells import SheetParams
+from stages.images.page_file import save_page
+from stages.images.sheet import Row, Sheet, pages
+
+cell, out, format_ = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+rows = tuple(Row(f"prompt {i // 4}", i % 4, (cell,) * 13) for i in range(84))
+sheet = Sheet("large", tuple(f"epoch_{i:03}" for i in range(13)), rows, 512, 512)
+params = SheetParams(scale=1, max_side_px=65_000, format=format_, quality=90)
+for page in pages(sheet, params):
+    save_page(page, out, format_, params.quality)
+    print(page.width * page.height)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.parametrize("format_", ["png", "jpeg"])
+def test_a_sheet_of_286_megapixels_takes_less_than_400_mb(tmp_path: Path, format_: str) -> None:
+    path = tmp_path / "cell.png"
+    Image.linear_gradient("L").convert("RGB").resize((512, 512)).save(path)
+    command = [sys.executable, "-c", LARGE, str(path), str(tmp_path / "sheet"), format_]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    pixels, kilobytes = int(said[0]), int(said[-1])
+    assert len(said) == 2, "one page"
+    assert pixels > 286_000_000
+    assert kilobytes < 400_000
+    assert (tmp_path / "sheet").stat().st_size > 1_000_000

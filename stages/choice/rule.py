@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from stages.choice.scores import interval
 from stages.harness.params import Params
 
 Floats = npt.NDArray[np.float64]
@@ -48,6 +49,7 @@ class Evidence:
     values: dict[str, float]  # by candidate
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
+    prompts: int = 0  # that were resampled
 
     def merit(self, name: str) -> float:
         """Give a candidate's value, turned so that more is better."""
@@ -209,9 +211,9 @@ def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interva
         return None
     sign = -1 if evidence.lower_is_better else 1
     gaps = sign * (evidence.resampled[a] - evidence.resampled[b])
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(gaps, [tail, 1 - tail])
-    return Interval(evidence.merit(a) - evidence.merit(b), float(low), float(high))
+    return Interval(
+        evidence.merit(a) - evidence.merit(b), *interval(gaps, confidence, evidence.prompts)
+    )
 
 
 def _by_person(

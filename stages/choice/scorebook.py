@@ -1,7 +1,11 @@
 """Scores that were paid for once, by the picture's address."""
 
+import base64
 import json
 from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
 
 
 class ScoreBook:
@@ -38,3 +42,36 @@ class ScoreBook:
         except ValueError:
             return  # blank, or cut short
         self._scores[address] = score
+
+
+class VectorBook:
+    """As a `ScoreBook`, of embeddings: kept in 16 bits, which move a CMMD by less than 0.001."""
+
+    def __init__(self, folder: Path, scorer: str) -> None:
+        """Open the book, and read what it holds."""
+        self.path = folder / f"{scorer}.vectors.jsonl"
+        self._vectors: dict[str, npt.NDArray[np.float64]] = {}
+        if self.path.is_file():
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                self._read(line)
+
+    def find(self, key: str) -> npt.NDArray[np.float64] | None:
+        """Give a picture's embedding; None if it is still to be made."""
+        return self._vectors.get(key)
+
+    def put(self, key: str, vector: npt.NDArray[np.float32]) -> None:
+        """Keep an embedding."""
+        stored = vector.astype(np.float16)
+        self._vectors[key] = stored.astype(np.float64)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = base64.b64encode(stored.tobytes()).decode()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + json.dumps([key, text]))
+
+    def _read(self, line: str) -> None:
+        try:
+            key, text = json.loads(line)
+            stored = np.frombuffer(base64.b64decode(text, validate=True), np.float16)
+        except ValueError:
+            return  # blank, or cut short
+        self._vectors[key] = stored.astype(np.float64)

@@ -1,9 +1,17 @@
-"""People's votes between two pictures of one prompt and seed, and the strengths behind them."""
+"""People's votes between two pictures of one prompt and seed, and the strengths behind them.
 
-import csv
-from collections.abc import Iterable, Sequence
+A voter's file grows by a line per answer and is never rewritten: JSON, one object a line. An
+answer holds the two models, the SHA-256 of their weights, what both pictures show, and `a`, `b`,
+`tie` or `both_bad`; `{"undo": ID}` takes an answer back.
+"""
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +19,13 @@ import numpy.typing as npt
 from stages.choice.scores import resampled_prompts
 
 Floats = npt.NDArray[np.float64]
-COLUMNS = ("a", "b", "prompt", "seed", "winner")
-TIES = ("tie", "both_bad")  # what `winner` may say besides a model's name
+ANSWERS = ("a", "b", "tie", "both_bad")
+FIRST, SECOND, TIED = range(3)  # who won, of two models in the order of the fit
 PRIOR_VARIANCE = 9.0  # of a log strength: keeps finite who won or lost every time
 NEWTON_STEPS = 50
 CONVERGED = 1e-9
+TEXTS = ("id", "grid", "a", "b", "a_weights", "b_weights", "prompt", "answer")
+NUMBERS = ("seed", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,49 +37,121 @@ class Vote:
     prompt: str
     seed: int
     winner: str | None  # None: a tie, or both bad
+    voter: str = ""
+    place: str = ""  # size and settings: what else tells two pictures of a prompt and seed apart
+
+    @property
+    def question(self) -> tuple[str, ...]:
+        """Name what was asked: the same two pictures have one name, whichever stood left."""
+        return (self.prompt, str(self.seed), self.place, *sorted((self.a, self.b)))
+
+    @property
+    def said(self) -> int:
+        """Tell who won, of the two models in the order of their names."""
+        return TIED if self.winner is None else sorted((self.a, self.b)).index(self.winner)
 
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """The votes of a file that count, and what was said about the rest."""
+    """The votes of a grid that count, and what was said about the rest."""
 
     votes: list[Vote]
     problems: list[str]  # by line
 
 
-def read_votes(path: Path, models: Iterable[str]) -> Ballot:
-    """Read votes, one a row: a, b, prompt, seed, winner (a model's name, tie or both_bad).
+def read_votes(
+    folder: Path, grid: str, weights: Mapping[str, str], others: Collection[str] = ()
+) -> Ballot:
+    """Read every voter's file, and keep the votes on a grid's models.
 
-    A line that is cut short, or names a model that is not asked about, is left out and told.
+    A line that is cut short or broken, or is about a model that is not asked about, or about
+    other weights of that name, is left out and told. Of a voter's answers to one question the
+    last counts.
 
-    Raises:
-        ValueError: if the header is another.
+    Args:
+        folder: VOTER.jsonl of each voter; need not exist.
+        grid: whose votes are wanted.
+        weights: SHA-256 by model.
+        others: models of the grid that are not asked about; votes on them are passed over.
     """
-    known = set(models)
-    votes, problems = [], []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}")
-        for row in reader:
-            vote = _parse(row, known)
-            if isinstance(vote, Vote):
-                votes.append(vote)
-            else:
-                problems.append(f"{path}, line {reader.line_num}: {vote}")
-    return Ballot(votes, problems)
+    votes: dict[tuple[str, ...], Vote] = {}
+    problems: list[str] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        for where, line in answers(path, problems):
+            beside = {line["a"], line["b"]} - weights.keys() & set(others)
+            if line["grid"] != grid or beside:
+                continue
+            if wrong := _unknown(line, weights):
+                problems.append(f"{where}: {wrong}")
+                continue
+            vote = as_vote(line, path.stem)
+            votes.pop((vote.voter, *vote.question), None)
+            votes[vote.voter, *vote.question] = vote
+    return Ballot(list(votes.values()), problems)
 
 
-def _parse(row: dict[str, str | None], known: set[str]) -> Vote | str:
-    """Read one row, or say what is wrong with it."""
-    a, b, prompt, seed, winner = (row[name] or "" for name in COLUMNS)
-    if not seed.removeprefix("-").isdecimal():
-        return f"no seed but {seed!r}"
-    if unknown := sorted({a, b} - known):
-        return f"no such model: {unknown[0]!r}"
-    if a == b or winner not in (a, b, *TIES):
-        return f"winner {winner!r} of {a!r} and {b!r}"
-    return Vote(a, b, prompt, int(seed), None if winner in TIES else winner)
+def answers(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Read the answers of one voter that were not taken back.
+
+    Args:
+        path: of a voter's file.
+        problems: comes to name each line that is none.
+
+    Yields:
+        Where a line stands, and what it says.
+    """
+    lines: dict[str, tuple[str, dict[str, Any]]] = {}
+    for number, text in enumerate(path.read_bytes().split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        line = _parse(text)
+        if isinstance(line, str):
+            problems.append(f"{where}: {line}")
+        elif line and "undo" in line:
+            if lines.pop(str(line["undo"]), None) is None:
+                problems.append(f"{where}: takes back a vote that is not there: {line['undo']!r}")
+        elif line:
+            lines[line["id"]] = (where, line)
+    yield from lines.values()
+
+
+def _parse(text: bytes) -> dict[str, Any] | str | None:
+    """Read one line, or say what is wrong with it; None if it is blank."""
+    if not text.strip():
+        return None
+    try:
+        line = json.loads(text)
+    except ValueError:
+        return "not JSON; was the line cut short?"
+    if not isinstance(line, dict):
+        return f"not an answer: {line!r}"
+    if "undo" in line:
+        return line
+    for names, kind in ((TEXTS, str), (NUMBERS, int)):
+        for name in names:
+            if not isinstance(line.get(name), kind) or isinstance(line[name], bool):
+                return f"no {name} but {line.get(name)!r}"
+    if line["answer"] not in ANSWERS:
+        return f"answer {line['answer']!r}; wanted {', '.join(ANSWERS)}"
+    if line["a"] == line["b"]:
+        return f"{line['a']!r} against itself"
+    return line
+
+
+def _unknown(line: Mapping[str, Any], weights: Mapping[str, str]) -> str | None:
+    for side in ("a", "b"):
+        if line[side] not in weights:
+            return f"no such model: {line[side]!r}"
+        if line[f"{side}_weights"] != weights[line[side]]:
+            return f"{line[side]!r} had other weights when this was asked"
+    return None
+
+
+def as_vote(line: Mapping[str, Any], voter: str) -> Vote:
+    """Make a vote of a line that `answers` gave."""
+    answer = line["answer"]
+    place = f"{line['width']}x{line['height']} {line.get('setting', '')}".strip()
+    winner = line[answer] if answer in ("a", "b") else None
+    return Vote(line["a"], line["b"], line["prompt"], line["seed"], winner, voter, place)
 
 
 def are_connected(votes: Iterable[Vote], models: Sequence[str]) -> bool:
@@ -82,6 +164,42 @@ def are_connected(votes: Iterable[Vote], models: Sequence[str]) -> bool:
     return all(len(group[model]) == len(models) for model in models)
 
 
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How far voters agree where more than one was asked the same."""
+
+    questions: int  # that two or more voters answered
+    share: float  # of pairs of voters who said the same
+    alpha: float  # 1: always; 0: as chance would have it
+
+
+def agreement(votes: Iterable[Vote]) -> Agreement | None:
+    """Measure how far voters agree; None if no two were asked the same.
+
+    Source: K. Krippendorff, Content Analysis (2nd ed. 2004), section 11.3: alpha of nominal data,
+        missing answers allowed.
+    """
+    said: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for vote in votes:
+        said[vote.question].append(vote.said)
+    units = [Counter(answers) for answers in said.values() if len(answers) > 1]
+    if not units:
+        return None
+    totals = sum(units, Counter())
+    total = sum(totals.values())
+    apart = sum(_pairs_apart(unit) / (unit.total() - 1) for unit in units) / total
+    by_chance = _pairs_apart(totals) / (total * (total - 1))
+    pairs = sum(unit.total() * (unit.total() - 1) for unit in units)
+    share = 1 - sum(map(_pairs_apart, units)) / pairs
+    return Agreement(len(units), share, 1 - apart / by_chance if by_chance else 1.0)
+
+
+def _pairs_apart(counts: Counter[int]) -> int:
+    """Count ordered pairs of unequal answers."""
+    total: int = counts.total()
+    return total**2 - sum(count**2 for count in counts.values())
+
+
 def resampled_strengths(
     votes: Sequence[Vote], models: Sequence[str], samples: int, seed: int
 ) -> tuple[Floats, Floats]:
@@ -90,19 +208,19 @@ def resampled_strengths(
     Returns:
         Log strengths, mean 0: (models,) of all votes, and (models, samples).
     """
-    pairs = [(i, j) for i in range(len(models)) for j in range(i + 1, len(models))]
-    at = {pair: number for number, pair in enumerate(pairs)}
     number = {model: i for i, model in enumerate(models)}
+    pairs = list(combinations(range(len(models)), 2))
+    at = {pair: row for row, pair in enumerate(pairs)}
     prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(v.prompt for v in votes))}
-    counts = np.zeros((len(prompts), len(pairs), 3))  # first won, second won, tie
+    counts = np.zeros((len(prompts), len(pairs), 3))
     for vote in votes:
         first, second = sorted((vote.a, vote.b), key=number.__getitem__)
-        outcome = 2 if vote.winner is None else [first, second].index(vote.winner)
-        counts[prompts[vote.prompt], at[number[first], number[second]], outcome] += 1
+        said = TIED if vote.winner is None else [first, second].index(vote.winner)
+        counts[prompts[vote.prompt], at[number[first], number[second]], said] += 1
     taken = resampled_prompts(len(prompts), samples, seed)  # (samples, prompts)
     resampled = np.tensordot(taken.astype(float), counts, axes=1)  # (samples, pairs, 3)
-    fits = [davidson(sample, pairs, len(models)) for sample in resampled]
-    return davidson(counts.sum(0), pairs, len(models)), np.stack(fits, axis=1)
+    fits = davidson(np.concatenate([counts.sum(0)[None], resampled]), pairs, len(models))
+    return fits[0], fits[1:].T
 
 
 def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> Floats:
@@ -114,36 +232,42 @@ def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> F
     variance PRIOR_VARIANCE keeps it finite.
 
     Args:
-        counts: (pairs, 3): first won, second won, tie.
+        counts: (..., pairs, 3): first won, second won, tie; each leading index is a fit of its
+            own, and all are made at once.
         pairs: the two models' numbers, for each row of counts.
         models: how many there are.
 
     Returns:
-        (models,) log strengths, mean 0.
+        (..., models) log strengths, mean 0.
 
     Source: R. R. Davidson, On Extending the Bradley-Terry Model to Accommodate Ties in Paired
         Comparison Experiments, JASA 65 (1970), 317-328.
     """
-    design = np.zeros((len(pairs), 3, models + 1))  # the last parameter is log nu
+    size = models + 1  # the last parameter is log nu
+    design = np.zeros((len(pairs), 3, size))
     for row, (i, j) in enumerate(pairs):
-        design[row, 0, i] = design[row, 1, j] = design[row, 2, models] = 1
-        design[row, 2, [i, j]] = 0.5
-    total = counts.sum(1)  # (pairs,)
-    parameters = np.zeros(models + 1)
+        design[row, FIRST, i] = design[row, SECOND, j] = design[row, TIED, models] = 1
+        design[row, TIED, [i, j]] = 0.5
+    flat = design.reshape(-1, size)  # (pairs * 3, P)
+    squares = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)  # (pairs * 3, P * P)
+    wanted = counts.reshape(-1, len(pairs), 3)  # (fits, pairs, 3)
+    total = wanted.sum(2, keepdims=True)
+    parameters = np.zeros((len(wanted), size))
     for _ in range(NEWTON_STEPS):
-        utility = design @ parameters
-        chance = np.exp(utility - utility.max(1, keepdims=True))
-        chance /= chance.sum(1, keepdims=True)  # (pairs, 3)
-        gradient = np.einsum("qo,qop->p", counts - total[:, None] * chance, design)
-        gradient -= parameters / PRIOR_VARIANCE
-        mean = np.einsum("qo,qop->qp", chance, design)
-        curvature = np.einsum("q,qo,qop,qor->pr", total, chance, design, design, optimize=True)
-        curvature -= np.einsum("q,qp,qr->pr", total, mean, mean, optimize=True)
-        curvature += np.eye(models + 1) / PRIOR_VARIANCE
-        step = np.linalg.solve(curvature, gradient)
-        parameters += step / max(1.0, float(np.abs(step).max()))  # at most 1 a step: no overshoot
-        if np.abs(step).max() < CONVERGED:
+        utility = (parameters @ flat.T).reshape(wanted.shape)
+        chance = np.exp(utility - utility.max(2, keepdims=True))
+        chance /= chance.sum(2, keepdims=True)
+        expected = total * chance
+        gradient = (wanted - expected).reshape(len(wanted), -1) @ flat - parameters / PRIOR_VARIANCE
+        mean = np.einsum("sqo,qop->sqp", chance, design, optimize=True)
+        curvature = (expected.reshape(len(wanted), -1) @ squares).reshape(-1, size, size)
+        curvature -= (total * mean).transpose(0, 2, 1) @ mean
+        curvature += np.eye(size) / PRIOR_VARIANCE
+        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
+        longest = np.abs(step).max(1, keepdims=True)
+        parameters += step / np.maximum(1.0, longest)  # at most 1 a step: no overshoot
+        if longest.max() < CONVERGED:
             break
-    strengths: Floats = parameters[:models]
-    strengths -= strengths.mean()
-    return strengths
+    strengths = parameters[:, :models]
+    strengths -= strengths.mean(1, keepdims=True)
+    return strengths.reshape(*counts.shape[:-2], models)

@@ -1,10 +1,14 @@
 """A model made ready to draw, on the best device there is."""
 
+import os
 from pathlib import Path
 
 import torch
 
 from stages.diffusion.model import Models, load_models
+
+COMPILE_MODE, COMPILER = "default", "inductor"
+COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
 
 
 def open_models(weights: Path, config: Path, dtype: str) -> Models:
@@ -22,3 +26,64 @@ def open_models(weights: Path, config: Path, dtype: str) -> Models:
     for part in (models.unet, models.vae):  # the fast convolutions of CPU and GPU want it so
         part.to(memory_format=torch.channels_last)
     return models
+
+
+class Easel:
+    """Holds one model at a time, and draws the next with the same memory and compiled code."""
+
+    def __init__(
+        self,
+        config: Path,
+        dtype: str,
+        *,
+        compiled: bool,
+        tile_px: int,
+        cache: Path,
+        mode: str = COMPILE_MODE,
+        backend: str = COMPILER,
+    ) -> None:
+        """Remember how to draw; the first model is loaded by `put`.
+
+        Args:
+            config: the diffusers folder that describes the models.
+            dtype: see `open_models`.
+            compiled: whether torch.compile makes the UNet and the decoder faster. It takes
+                minutes for each size of picture, once for a machine.
+            tile_px: side of the tiles in which pictures are decoded; 0 decodes them whole.
+            cache: where compiled code is kept.
+            mode, backend: of torch.compile.
+        """
+        self.mode, self.backend = mode, backend
+        self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
+        self._models: Models | None = None
+        if compiled:
+            os.environ.setdefault(COMPILER_CACHE, str(cache.absolute()))
+        # tries the convolutions on the first picture of a size; on a GPU only
+        torch.backends.cudnn.benchmark = True
+
+    def put(self, weights: Path) -> Models:
+        """Load a model in the place of the last one.
+
+        The networks stay where they are, so that code compiled for them holds; only their values
+        change.
+        """
+        if self._models is None:
+            self._models = open_models(weights, self.config, self.dtype)
+            self._prepare(self._models)
+            return self._models
+        new = load_models(weights, self.config, dtype=getattr(torch, self.dtype))
+        for name in ("unet", "vae", "text_encoder"):
+            values = getattr(new, name).state_dict()
+            for key, tensor in getattr(self._models, name).state_dict().items():
+                tensor.copy_(values[key])
+        return self._models
+
+    def _prepare(self, models: Models) -> None:
+        if self.tile_px:
+            factor = 2 ** (len(models.vae.config.block_out_channels) - 1)
+            models.vae.enable_tiling()
+            models.vae.tile_sample_min_size = self.tile_px
+            models.vae.tile_latent_min_size = self.tile_px // factor
+        if self.compiled:
+            for part in (models.unet, models.vae.decoder):
+                part.compile(dynamic=False, mode=self.mode, backend=self.backend)

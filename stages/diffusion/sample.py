@@ -66,16 +66,28 @@ def latent_factor(models: Models) -> int:
 
 @torch.inference_mode()
 def encode_prompts(
-    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str]
+    text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: list[str], clip_skip: int = 1
 ) -> Tensor:
     """Encode prompts for the UNet; what is too long for the tokenizer is cut.
+
+    Args:
+        text_encoder, tokenizer: of one model.
+        prompts: as people write them.
+        clip_skip: which layer's output is taken, from the end: 1 is the last. As in A1111, the
+            last layer's norm is applied to it.
 
     Returns:
         encoder_hidden_states, (len(prompts), L, D) in the encoder's dtype.
     """
     tokens = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-    hidden: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
-    return hidden
+    input_ids = tokens.input_ids.to(text_encoder.device)
+    if clip_skip == 1:
+        hidden: Tensor = text_encoder(input_ids).last_hidden_state
+        return hidden
+    states = text_encoder(input_ids, output_hidden_states=True).hidden_states
+    if clip_skip >= len(states):
+        raise ValueError(f"clip_skip {clip_skip}: the text encoder has {len(states) - 1} layers")
+    return text_encoder.get_submodule("final_layer_norm")(states[-clip_skip])  # type: ignore[no-any-return]
 
 
 @torch.inference_mode()
@@ -86,6 +98,7 @@ def draw(
     width_px: int,
     height_px: int,
     params: SamplingParams,
+    clip_skip: int = 1,
 ) -> list[Image.Image]:
     """Draw a batch of pictures of one size.
 
@@ -94,6 +107,8 @@ def draw(
         prompts: one per picture.
         seeds: of each picture's initial noise, the only randomness.
         width_px, height_px: multiples of what the UNet can halve and double again.
+        params: how.
+        clip_skip: see `encode_prompts`.
 
     Raises:
         FloatingPointError: if a picture holds NaN or infinite values.
@@ -103,7 +118,7 @@ def draw(
     noise_scheduler.set_timesteps(params.steps, device=device)
     guided = params.guidance != 1
     encoder_hidden_states = encode_prompts(
-        models.text_encoder, models.tokenizer, [params.negative_prompt, *prompts]
+        models.text_encoder, models.tokenizer, [params.negative_prompt, *prompts], clip_skip
     )
     negative, positive = encoder_hidden_states[:1], encoder_hidden_states[1:]
     if guided:

@@ -40,17 +40,36 @@ class Scorer:
         torch.nn.Module.to(self.clip, self.device)
         self._text_embeds: dict[str, Tensor] = {}  # by prompt, each (1, D) of length 1
 
+    @property
+    def width(self) -> int:
+        """Say how many numbers an embedding has."""
+        return int(self.clip.config.projection_dim)
+
+    @torch.inference_mode()
+    def embed(self, picture: Image.Image) -> Tensor:
+        """Embed one picture, by itself, so that no other picture moves the last digit.
+
+        Returns:
+            (1, D), of length 1.
+        """
+        pixel_values = self.processor(picture.convert("RGB"), return_tensors="pt").pixel_values
+        features = self.clip.get_image_features(pixel_values=pixel_values.to(self.device))
+        return F.normalize(features.pooler_output)
+
     @torch.inference_mode()
     def score(self, picture: Image.Image, prompt: str) -> float:
-        """Score one picture, by itself, so that no other picture moves the last digit.
+        """Score one picture; see `score_embedding`."""
+        return self.score_embedding(self.embed(picture), prompt)
+
+    @torch.inference_mode()
+    def score_embedding(self, embedding: Tensor, prompt: str) -> float:
+        """Score a picture that `embed` embedded.
 
         Returns:
             exp(logit_scale) * cosine of picture and prompt: PickScore as its authors compute it
             (arXiv 2305.01569), and CLIP's own logit (arXiv 2103.00020).
         """
-        pixel_values = self.processor(picture.convert("RGB"), return_tensors="pt").pixel_values
-        features = self.clip.get_image_features(pixel_values=pixel_values.to(self.device))
-        cosine = (F.normalize(features.pooler_output) * self._embedded(prompt)).sum()
+        cosine = (embedding * self._embedded(prompt)).sum()
         return float((self.clip.logit_scale.exp() * cosine).item())
 
     def _embedded(self, prompt: str) -> Tensor:
@@ -76,7 +95,11 @@ def _check_folder(folder: Path) -> None:
             f"{folder}: not a CLIPModel folder: {missing[0]} is missing. A scorer is what "
             "CLIPModel.save_pretrained writes, with its tokenizer and image processor beside it"
         )
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder}/config.json: not JSON: {error}") from None
+    kind = config.get("model_type")
     if kind != "clip":
         raise ValueError(
             f"{folder}: not a CLIPModel but model_type {kind!r}. CLIP and PickScore can score"

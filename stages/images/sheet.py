@@ -17,6 +17,8 @@ MIN_FONT_PX, MAX_FONT_PX = 13, 34
 SMALLEST_HEAD_PX = 9  # a long name's font shrinks to this before the name is broken inside a word
 CELLS_PER_FONT = 10  # a cell is this many letters high
 PROMPT_EMS = 13  # width of the column with the prompts, in font sizes
+LONGEST_SIDE_PX = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}  # that a format can hold
+MOST_PIXELS = {"webp": 40_000_000}  # libwebp wants the whole page in memory, 4 bytes a pixel
 LINE_HEIGHT = 1.3  # in font sizes
 BREAK_AFTER = "-_./"  # where a long name may go on in the next line
 
@@ -28,6 +30,12 @@ class Row:
     prompt: str
     seed: int
     pictures: tuple[Path | None, ...]  # by column; None is a failed cell
+    setting: tuple[str, ...] = ()  # what else varies, a line each
+
+    @property
+    def label(self) -> tuple[str, ...]:
+        """Name the row among those of its prompt."""
+        return (f"seed {self.seed}", *self.setting)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +86,128 @@ class Block:
     height: int
 
 
-def pages(sheet: Sheet, params: SheetParams) -> Iterator[Image.Image]:
-    """Draw a sheet, one page at a time: models that do not fit first, then prompts.
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A strip of a page that is being drawn."""
+
+    image: Image.Image
+    pen: ImageDraw.ImageDraw
+    above: int  # px of the page above it
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A line of text on a page."""
+
+    x: int
+    top: int
+    text: str
+    colour: str
+    font: ImageFont.FreeTypeFont
+    height: int
+
+    def paint(self, band: "Band") -> None:
+        """Draw it on a band."""
+        band.pen.text((self.x, self.top - band.above), self.text, self.colour, self.font)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A line that parts one prompt from the next."""
+
+    top: int
+    width: int
+    height: int = 1
+
+    def paint(self, band: "Band") -> None:
+        """Draw it on a band."""
+        y = self.top - band.above
+        band.pen.line((0, y, self.width, y), RULE)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A picture on a page, or the mark of a failed one."""
+
+    x: int
+    top: int
+    width: int
+    height: int
+    path: Path | None
+    measures: Measures
+
+    def paint(self, band: "Band") -> None:
+        """Draw it on a band."""
+        x, y, size = self.x, self.top - band.above, (self.width, self.height)
+        if self.path:
+            band.image.paste(_opened(self.path, size), (x, y))
+            return
+        band.pen.rectangle((x, y, x + size[0] - 1, y + size[1] - 1), FAILED)
+        gap = self.measures.gap
+        for number, line in enumerate(wrapped("failed", self.measures.font, size[0] - 2 * gap)):
+            at = (x + gap, y + gap + number * self.measures.line)
+            band.pen.text(at, line, INK, self.measures.font)
+
+
+@lru_cache(maxsize=64)
+def _opened(path: Path, size: tuple[int, int]) -> Image.Image:
+    """Read a picture in the size shown; the last are kept, for bands cut through pictures."""
+    with Image.open(path) as picture:
+        shown = picture.convert("RGB")
+    return shown if shown.size == size else shown.resize(size, Image.Resampling.LANCZOS)
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page of a sheet, drawn when it is asked for, whole or band by band."""
+
+    width: int
+    height: int
+    items: tuple[Text | Rule | Cell, ...]  # from top to bottom
+
+    def image(self) -> Image.Image:
+        """Draw the whole page."""
+        return next(self.bands(self.height))
+
+    def bands(self, height: int) -> Iterator[Image.Image]:
+        """Draw the page in bands from top to bottom; only one is in memory.
+
+        Args:
+            height: of a band, px; the last one may be lower.
+        """
+        _opened.cache_clear()  # a picture may have been drawn anew
+        for top in range(0, self.height, height):
+            bottom = min(top + height, self.height)
+            image = Image.new("RGB", (self.width, bottom - top), PAPER)
+            band = Band(image, ImageDraw.Draw(image), top)
+            for item in self.items:
+                if item.top < bottom and item.top + item.height > top:
+                    item.paint(band)
+            yield image
+
+
+def pages(sheet: Sheet, params: SheetParams) -> Iterator[Page]:
+    """Lay a sheet out, one page at a time: models that do not fit first, then prompts.
 
     No label is cut: it is wrapped, and its row, column head or page grows to hold it.
 
     Args:
         sheet: what to show.
-        params: how large.
+        params: how large; a page is never larger than its file's format holds.
     """
     measures = measure(sheet, params)
+    longest = min(params.max_side_px, LONGEST_SIDE_PX[params.format])
     step = measures.cell_width + measures.gap
-    per_page = max(1, (params.max_side_px - measures.left - measures.gap) // step)
+    per_page = max(1, (longest - measures.left - measures.gap) // step)
     for first in range(0, len(sheet.columns), per_page):
         shown = range(first, min(first + per_page, len(sheet.columns)))
         heads = [wrapped(sheet.columns[i], measures.head_font, measures.cell_width) for i in shown]
         width = measures.left + len(shown) * step + measures.gap
         title = wrapped(sheet.title, measures.font, width - 4 * measures.gap)
         top = _head_height(title, heads, measures)
-        for blocks in paginate(sheet, measures, params.max_side_px - top):
-            yield _draw_page(blocks, shown, title, heads, measures, (width, top))
+        tallest = min(longest, MOST_PIXELS.get(params.format, width * longest) // width)
+        for blocks in paginate(sheet, measures, tallest - top):
+            yield _lay_out(blocks, shown, title, heads, measures, (width, top))
 
 
 def measure(sheet: Sheet, params: SheetParams) -> Measures:
@@ -105,7 +215,7 @@ def measure(sheet: Sheet, params: SheetParams) -> Measures:
     cell_width, cell_height = sheet.width * params.scale, sheet.height * params.scale
     font_px = min(max(cell_height // CELLS_PER_FONT, MIN_FONT_PX), MAX_FONT_PX)
     font = load_font(font_px)
-    seeds = [f"seed {row.seed}" for row in sheet.rows]
+    labels = [line for row in sheet.rows for line in row.label]
     return Measures(
         font=font,
         head_font=_head_font(sheet.columns, font_px, cell_width),
@@ -114,7 +224,7 @@ def measure(sheet: Sheet, params: SheetParams) -> Measures:
         gap=max(2, font_px // 4),
         line=round(font_px * LINE_HEIGHT),
         prompt_width=font_px * PROMPT_EMS,
-        seed_width=max((int(font.getlength(seed)) + 1 for seed in seeds), default=0),
+        seed_width=max((int(font.getlength(line)) + 1 for line in labels), default=0),
     )
 
 
@@ -216,15 +326,15 @@ def _head_height(title: Sequence[str], heads: Sequence[Sequence[str]], measures:
     return measures.text_height(title) + tallest + 5 * measures.gap
 
 
-def _draw_page(
+def _lay_out(
     blocks: Sequence[Block],
     shown: range,
     title: Sequence[str],
     heads: Sequence[Sequence[str]],
     measures: Measures,
     corner: tuple[int, int],
-) -> Image.Image:
-    """Draw one page.
+) -> Page:
+    """Say where everything on a page stands.
 
     Args:
         blocks: rows from top to bottom.
@@ -235,57 +345,35 @@ def _draw_page(
     """
     width, top = corner
     gap, step = measures.gap, measures.cell_width + measures.gap
-    page = Image.new("RGB", (width, top + sum(block.height for block in blocks) + gap), PAPER)
-    pen = ImageDraw.Draw(page)
-    _draw_lines(pen, (2 * gap, 2 * gap), title, measures, SOFT)
+    height = top + sum(block.height for block in blocks) + gap
+    items: list[Text | Rule | Cell] = [*_lines((2 * gap, 2 * gap), title, measures, SOFT)]
     for column, head in enumerate(heads):
         start = (measures.left + column * step, top - gap - measures.text_height(head))
-        _draw_lines(pen, start, head, measures, INK, measures.head_font)
+        items += _lines(start, head, measures, INK, measures.head_font)
     for block in blocks:
-        pen.line((0, top, width, top), RULE)
+        items.append(Rule(top, width))
         top += measures.rule
-        _draw_lines(pen, (2 * gap, top), block.prompt, measures, INK)
+        items += _lines((2 * gap, top), block.prompt, measures, INK)
         for number, row in enumerate(block.rows):
             y = top + number * (measures.cell_height + gap)
             seed_at = (measures.left - gap * 2 - measures.seed_width, y)
-            _draw_lines(pen, seed_at, [f"seed {row.seed}"], measures, SOFT)
+            items += _lines(seed_at, row.label, measures, SOFT)
             for column, i in enumerate(shown):
-                _paste(page, pen, row.pictures[i], (measures.left + column * step, y), measures)
+                size = (measures.cell_width, measures.cell_height)
+                x = measures.left + column * step
+                items.append(Cell(x, y, *size, row.pictures[i], measures))
         top += block.height - measures.rule
-    return page
+    return Page(width, height, tuple(items))
 
 
-def _draw_lines(
-    pen: ImageDraw.ImageDraw,
+def _lines(
     start: tuple[int, int],
     lines: Sequence[str],
     measures: Measures,
     colour: str,
     font: ImageFont.FreeTypeFont | None = None,
-) -> None:
+) -> Iterator[Text]:
     for number, line in enumerate(lines):
-        at = (start[0], start[1] + number * measures.line)
-        pen.text(at, line, colour, font or measures.font)
-
-
-def _paste(
-    page: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    path: Path | None,
-    start: tuple[int, int],
-    measures: Measures,
-) -> None:
-    """Put a picture on a page, or the mark of a failed one."""
-    size = (measures.cell_width, measures.cell_height)
-    if path:
-        with Image.open(path) as picture:
-            shown = picture.convert("RGB")
-        if shown.size != size:
-            shown = shown.resize(size, Image.Resampling.LANCZOS)
-        page.paste(shown, start)
-    else:
-        box = (*start, start[0] + size[0] - 1, start[1] + size[1] - 1)
-        pen.rectangle(box, FAILED)
-        inside = (start[0] + measures.gap, start[1] + measures.gap)
-        mark = wrapped("failed", measures.font, size[0] - 2 * measures.gap)
-        _draw_lines(pen, inside, mark, measures, INK)
+        # letters reach a little above and below their line
+        top = start[1] + number * measures.line
+        yield Text(start[0], top, line, colour, font or measures.font, 2 * measures.line)

@@ -46,6 +46,7 @@ def drop_left_over(findings: Findings, params: Mapping[str, Any]) -> list[str]:
         for name in set(findings.sheets) - grids:
             del findings.sheets[name]
         findings.grids[:] = [grid for grid in findings.grids if grid.name in grids]
+        findings.scores[:] = [scores for scores in findings.scores if scores.name in grids]
     if "select" in params:
         choices = {same_name(name) for name in expected_choices(params)}
         known = [c for c in findings.choices if same_name(c.name) in choices]

@@ -7,11 +7,15 @@ the choice `checkpoint.64`.
 import csv
 import json
 import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
 Json = dict[str, Any]
 
@@ -21,6 +25,7 @@ SIGNS = {
     "download": {"rows", "fetched", "by_source", "failed"},
     "summary": {"start", "minimum", "epoch_of_minimum", "change_percent"},
     "grid": {"models", "cells", "failed", "failed_by_model"},
+    "scores": {"scores", "confidence", "prompts"},
     "choice": {"choice", "sha256", "by", "is_clear", "reason", "candidates"},
     "merge": {"expression", "weights", "inputs"},
     "release": {"name", "bytes", "ingredients", "sha256"},
@@ -28,8 +33,12 @@ SIGNS = {
 LOSS_COLUMNS = ("epoch", "train_loss", "val_loss", "low", "high")
 LOSS_FILE, SUMMARY_FILE = "loss.csv", "metrics.json"
 CELLS_FILE = "cells.json"  # of a grid's pictures, which are read elsewhere
-SHEET = re.compile(r"(?P<width>\d+)x(?P<height>\d+)(?:_(?P<page>\d+))?\.png")
-PNG_SIZE = struct.Struct(">8x4x4sII")  # signature, length, IHDR, width, height
+SHEET = re.compile(r"(?P<width>\d+)x(?P<height>\d+)(?:_(?P<page>\d+))?\.(?:png|jpg|webp)")
+READERS: dict[str, Callable[[Path], ImageFile]] = {
+    ".png": PngImageFile,
+    ".jpg": JpegImageFile,
+    ".webp": WebPImageFile,
+}
 UNFINISHED = ".partial"
 
 
@@ -81,6 +90,7 @@ class Findings:
     runs: list[Run] = field(default_factory=list)
     sheets: dict[str, list[SheetPage]] = field(default_factory=dict)  # by grid
     grids: list[Named] = field(default_factory=list)
+    scores: list[Named] = field(default_factory=list)  # means by model, of each grid
     choices: list[Named] = field(default_factory=list)
     merges: list[Named] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)  # JSON files of no stage that we know
@@ -147,7 +157,7 @@ def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
 def _sort_in(findings: Findings, path: Path, below: PurePosixPath) -> None:
     content = _read_json(path)
     kind = next((kind for kind, keys in SIGNS.items() if keys <= content.keys()), None)
-    name = re.sub(r"^(?:select|merge|grid)(?:_cells)?[/_]", "", str(below.with_suffix("")))
+    name = re.sub(r"^(?:select|merge|grid|scores)(?:_cells)?[/_]", "", str(below.with_suffix("")))
     match kind:
         case "filter" | "download" | "release":
             if getattr(findings, kind) is not None:
@@ -158,6 +168,8 @@ def _sort_in(findings: Findings, path: Path, below: PurePosixPath) -> None:
                 findings.unknown.append(str(below))
         case "grid":
             findings.grids.append(Named(name, content))
+        case "scores":
+            findings.scores.append(Named(name, content))
         case "choice":
             findings.choices.append(Named(name.replace("/", "."), content))
         case "merge":
@@ -199,11 +211,12 @@ def _read_sheet(path: Path) -> SheetPage:
     """Read a sheet's size from its first bytes: the whole may be hundreds of megapixels."""
     found = SHEET.fullmatch(path.name)
     assert found
-    with path.open("rb") as file:
-        head = file.read(PNG_SIZE.size)
-    if len(head) < PNG_SIZE.size or not head.startswith(b"\x89PNG"):
-        raise ValueError(f"{path}: not a PNG. Compose the sheet again")
-    _, width, height = PNG_SIZE.unpack(head)
+    try:
+        # not Image.open, which refuses so many pixels before anybody asks for one
+        with READERS[path.suffix](path) as picture:
+            width, height = picture.size
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not a picture ({error}). Compose the sheet again") from None
     page = f", page {found['page']}" if found["page"] else ""
     return SheetPage(path, f"{found['width']} × {found['height']} px{page}", width, height)
 

@@ -23,6 +23,8 @@ from stages.page.samples import (
     pick_samples,
     read_split,
 )
+from stages.page.tournament import draw_tournament
+from stages.page.viewer import VIEWER, write_viewer
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -142,6 +144,8 @@ class Site:
     curves: list[Curve] = field(default_factory=list)
     sheets: dict[str, list[Picture]] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
+    tournament: Markup | None = None
+    viewed: list[str] = field(default_factory=list)  # grids that the viewer shows
     missing: list[str] = field(default_factory=list)
 
 
@@ -179,6 +183,7 @@ def make_site(
     site.samples = _samples(folder, sources.images, samples, site.split)
     site.curves = [_curve(run, findings) for run in findings.runs]
     site.choices = [_choice(c.name, c.content) for c in findings.choices]
+    site.tournament = draw_tournament(findings.choices)
     order = expected_grids(params)  # others after
     by_order = sorted(findings.sheets, key=lambda g: order.index(g) if g in order else len(order))
     for grid in by_order:
@@ -187,6 +192,8 @@ def make_site(
             picture = _beside(folder, page.path, f"sheets/{_plain(grid)}-{number:02}.png")
             shown = Picture(picture, page.width, page.height, page.label)
             site.sheets.setdefault(grid, []).append(shown)
+    gone = [name.removeprefix("grid ") for name in left_over if name.startswith("grid ")]
+    site.viewed = write_viewer(folder, sources.reports, order, gone, title)
     _add_release_pictures(site, folder, findings, sources.reports)
     if findings.release and sources.release:
         path = sources.release / f"{findings.release['name']}.safetensors"
@@ -244,8 +251,17 @@ def render(site: Site) -> str:
         "words": lambda name: str(name).replace("_", " "),
         "anchor": _plain,
     }
-    text: str = environment.get_template("page.html.j2").render(site=site, hashes=HASHES)
+    environment.globals["measures"] = measures
+    text: str = environment.get_template("page.html.j2").render(
+        site=site, hashes=HASHES, viewer=VIEWER
+    )
     return text
+
+
+def measures(report: Json) -> list[str]:
+    """List what models were measured by, without the ends of intervals."""
+    names = dict.fromkeys(name for figures in report["scores"].values() for name in figures)
+    return [name for name in names if not name.endswith(("_low", "_high"))]
 
 
 def size(count: int) -> str:

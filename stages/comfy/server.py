@@ -1,0 +1,230 @@
+"""One ComfyUI server: ask it for a picture, wait for its word, fetch the file.
+
+Its races, and what is done about them: it says that it has finished before its history tells the
+files, so the history is asked until it knows; a message may be lost with its socket, so the
+history is asked now and then while we wait; the same graph sent twice is answered with the first
+one's file, so every request names a file of its own.
+
+Sources: `server.py`, `execution.py` and `main.py` of ComfyUI 0.8.1, and its documentation's pages
+    Routes and Messages.
+"""
+
+import asyncio
+import io
+import json
+import time
+from types import TracebackType
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+from PIL import Image
+
+from stages.comfy.workflow import Workflow
+from stages.images.cells import Cell
+
+CONNECT_TIMEOUT_S = 10.0
+ASK_AGAIN_S = 2.0  # without a message, the history is asked this often
+HISTORY_TRIES = 100  # after it says that it has finished
+HISTORY_PAUSE_S = 0.05
+MAX_MESSAGE_BYTES = 64 * 2**20  # previews are pictures
+LOST = (aiohttp.ClientError, TimeoutError, OSError)  # what happens where a server goes away
+LOADER = "CheckpointLoaderSimple"
+
+
+class PictureError(RuntimeError):
+    """The server could not draw one picture, and goes on."""
+
+
+class Server:
+    """A server that listens at an address; use it as an async context."""
+
+    def __init__(self, address: str, timeout_s: float) -> None:
+        """Remember where it is.
+
+        Args:
+            address: as http://127.0.0.1:8188.
+            timeout_s: for one picture.
+        """
+        if not address.startswith(("http://", "https://")):
+            raise ValueError(f"{address!r} is no server's address; write http://HOST:PORT")
+        self.address, self.timeout_s = address.rstrip("/"), timeout_s
+        self.client = uuid4().hex
+        self.checkpoints: list[str] = []
+
+    async def __aenter__(self) -> "Server":
+        """Connect, and ask which checkpoints it has."""
+        timeout = aiohttp.ClientTimeout(total=self.timeout_s, connect=CONNECT_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+        try:
+            info = await self._json(f"/object_info/{LOADER}")
+            self.checkpoints = _choices(info[LOADER]["input"]["required"]["ckpt_name"])
+            self._socket = await self._connect()
+        except (*LOST, KeyError, IndexError, TypeError, ValueError) as error:
+            await self._session.close()
+            raise ConnectionError(
+                f"{self.address}: no ComfyUI server answers there ({type(error).__name__}: {error})"
+            ) from None
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Part from it."""
+        await self._socket.close()
+        await self._session.close()
+
+    async def _connect(self) -> aiohttp.ClientWebSocketResponse:
+        socket = "ws" + self.address.removeprefix("http")
+        return await self._session.ws_connect(
+            f"{socket}/ws?clientId={self.client}", max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20
+        )
+
+    def checkpoint(self, cell: Cell, model: str) -> str | None:
+        """Find what the server calls a model's file; None if it has none.
+
+        The file may be called by the first 16 digits of the weights' SHA-256, which no other
+        weights bear, or by the model's name; folders of the server do not matter.
+        """
+        for wanted in (cell.weights[:16], model):
+            for name in self.checkpoints:
+                if name.replace("\\", "/").rsplit("/", 1)[-1] == f"{wanted}.safetensors":
+                    return name
+        return None
+
+    async def draw(self, cell: Cell, checkpoint: str, workflow: Workflow) -> Image.Image:
+        """Draw a cell.
+
+        Raises:
+            PictureError: if the server says that it cannot.
+            ConnectionError: if the server is lost.
+        """
+        prompt_id = str(uuid4())
+        graph = workflow.filled(cell, checkpoint, f"{cell.address[:16]}-{prompt_id[:8]}")
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                prompt_id = await self._send(graph, prompt_id)
+                content = await self._fetch(await self._outputs(prompt_id))
+        except LOST as error:
+            raise ConnectionError(f"{self.address}: lost ({type(error).__name__})") from error
+        with Image.open(io.BytesIO(content)) as picture:
+            drawn = picture.convert("RGB")
+        if drawn.size != (cell.width, cell.height):
+            size = f"{drawn.width} x {drawn.height}"
+            raise PictureError(f"{size} px came, {cell.width} x {cell.height} was asked for")
+        return drawn
+
+    async def _send(self, graph: dict[str, Any], prompt_id: str) -> str:
+        body = {"prompt": graph, "client_id": self.client, "prompt_id": prompt_id}
+        async with self._session.post(f"{self.address}/prompt", json=body) as response:
+            if response.status == 400:
+                raise PictureError(f"{self.address} refused the graph: {await _reason(response)}")
+            response.raise_for_status()
+            answer = await response.json()
+        return str(answer.get("prompt_id", prompt_id))  # an older server chooses its own
+
+    async def _outputs(self, prompt_id: str) -> dict[str, Any]:
+        """Wait until the server has finished, and give what its history tells of it."""
+        while not await self._has_finished(prompt_id):
+            if told := await self._history(prompt_id):
+                return told
+        for _ in range(HISTORY_TRIES):
+            if told := await self._history(prompt_id):
+                return told
+            await asyncio.sleep(HISTORY_PAUSE_S)
+        raise PictureError(f"{self.address} says that it has finished, but its history is empty")
+
+    async def _has_finished(self, prompt_id: str) -> bool:
+        """Listen for a while; tell whether the server said that it has finished with a graph.
+
+        Raises:
+            PictureError: if it said that it failed.
+        """
+        until = time.monotonic() + ASK_AGAIN_S
+        while (left := until - time.monotonic()) > 0:
+            try:
+                message = await self._socket.receive(timeout=left)
+            except TimeoutError:
+                break
+            if message.type is aiohttp.WSMsgType.TEXT:
+                if _ends(json.loads(message.data), prompt_id):
+                    return True
+            elif message.type is not aiohttp.WSMsgType.BINARY:  # closed: what it said is lost
+                self._socket = await self._connect()
+        return False
+
+    async def _history(self, prompt_id: str) -> dict[str, Any] | None:
+        """Give what the history tells of a graph; None while it knows nothing.
+
+        Raises:
+            PictureError: if it tells of an error.
+        """
+        told = (await self._json(f"/history/{prompt_id}")).get(prompt_id)
+        if not told:
+            return None
+        status = told.get("status") or {}
+        if status.get("status_str") == "error":
+            errors = [said for kind, said in status.get("messages", []) if "error" in kind]
+            raise PictureError(_said(errors[0] if errors else {}))
+        return dict(told.get("outputs") or {})
+
+    async def _fetch(self, outputs: dict[str, Any]) -> bytes:
+        pictures = [one for node in outputs.values() for one in node.get("images", [])]
+        saved = [one for one in pictures if one.get("type") == "output"] or pictures
+        if not saved:
+            raise PictureError("the graph saved no picture; does it end in SaveImage?")
+        place = {key: saved[0].get(key, "") for key in ("filename", "subfolder", "type")}
+        async with self._session.get(f"{self.address}/view", params=place) as response:
+            response.raise_for_status()
+            return await response.read()
+
+    async def _json(self, path: str) -> dict[str, Any]:
+        async with self._session.get(f"{self.address}{path}") as response:
+            response.raise_for_status()
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+
+def _choices(described: list[Any]) -> list[str]:
+    """Read the names that an input may take, as servers old and new describe them."""
+    kind = described[0]
+    return list(kind if isinstance(kind, list) else described[1]["options"])
+
+
+def _ends(message: dict[str, Any], prompt_id: str) -> bool:
+    """Tell whether a message says that a graph has been run.
+
+    Raises:
+        PictureError: if it says that the graph failed.
+    """
+    said = message.get("data") or {}
+    if said.get("prompt_id") != prompt_id:
+        return False
+    match message.get("type"):
+        case "execution_error" | "execution_interrupted":
+            raise PictureError(_said(said))
+        case "executing":
+            return said.get("node") is None
+        case kind:
+            return kind == "execution_success"
+
+
+def _said(error: dict[str, Any]) -> str:
+    kind, text = error.get("exception_type", ""), error.get("exception_message", "")
+    words = f"{kind}: {text}".strip(": \n") or "it was interrupted"
+    return f"{words} (node {error.get('node_type', 'unknown')})"
+
+
+async def _reason(response: aiohttp.ClientResponse) -> str:
+    """Read why a graph was refused: the first node's first error."""
+    try:
+        answer = json.loads(await response.text())
+        for node, said in (answer.get("node_errors") or {}).items():
+            error = said["errors"][0]
+            return f"node {node} ({said.get('class_type')}): {error['message']}: {error['details']}"
+        return str(answer["error"]["message"])
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return "no reason given"

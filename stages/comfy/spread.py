@@ -1,0 +1,123 @@
+"""Cells spread over ComfyUI servers: each takes the next that it can draw, and one may be lost."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from stages.comfy.server import PictureError, Server
+from stages.comfy.workflow import Workflow
+from stages.images.cells import Cell
+
+Done = Callable[[str, Cell, Image.Image | Exception], None]
+IDLE_S = 0.05
+
+
+@dataclass(slots=True)
+class Work:
+    """Cells that are still to be drawn, and how many are being drawn."""
+
+    waiting: list[tuple[str, Cell]]  # model and cell
+    drawing: int = 0
+    lost: list[str] = field(default_factory=list)  # servers, and why
+
+
+def draw_on_servers(
+    servers: Sequence[str],
+    timeout_s: float,
+    workflow: Workflow,
+    cells: Sequence[tuple[str, Cell]],
+    done: Done,
+) -> None:
+    """Draw cells on servers.
+
+    Args:
+        servers: addresses.
+        timeout_s: for one picture; a server that takes longer counts as lost.
+        workflow: the template.
+        cells: each with its model's name.
+        done: called with each picture, or what the server said of it.
+
+    Raises:
+        ConnectionError: if no server answers, or all were lost before the work was done.
+        ValueError: if no server has a model's checkpoint.
+    """
+    asyncio.run(_draw(servers, timeout_s, workflow, cells, done))
+
+
+async def _draw(
+    servers: Sequence[str],
+    timeout_s: float,
+    workflow: Workflow,
+    cells: Sequence[tuple[str, Cell]],
+    done: Done,
+) -> None:
+    work = Work(list(cells))
+    async with AsyncExitStack() as stack:
+        open_ones = []
+        for address in servers:
+            try:
+                open_ones.append(await stack.enter_async_context(Server(address, timeout_s)))
+            except ConnectionError as error:
+                work.lost.append(str(error))
+        if not open_ones:
+            raise ConnectionError("; ".join(work.lost))
+        _check_checkpoints(open_ones, cells)
+        await asyncio.gather(*(_serve(server, workflow, work, done) for server in open_ones))
+    if work.waiting:
+        raise ConnectionError(
+            f"{len(work.waiting):,} cells are left, and every server that could draw them is lost: "
+            f"{'; '.join(work.lost)}. What was drawn is kept; start again"
+        )
+    for said in work.lost:
+        done_without(said)
+
+
+def done_without(said: str) -> None:
+    """Say that the work was done, but not with every server."""
+    print(f"done without a server: {said}", flush=True)
+
+
+def _check_checkpoints(servers: Sequence[Server], cells: Sequence[tuple[str, Cell]]) -> None:
+    for model, cell in dict(cells).items():
+        if not any(server.checkpoint(cell, model) for server in servers):
+            raise ValueError(
+                f"no server has the checkpoint of {model}: put its file into the folder of "
+                f"checkpoints as {cell.weights[:16]}.safetensors or {model}.safetensors. "
+                f"Asked: {', '.join(server.address for server in servers)}"
+            )
+
+
+async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> None:
+    """Let one server draw until nothing is left for it, or it is lost."""
+    while work.waiting or work.drawing:
+        taken = _take(server, work)
+        if taken is None:
+            if not work.drawing:
+                return
+            await asyncio.sleep(IDLE_S)  # another may be lost, and leave its cell to this one
+            continue
+        model, cell, checkpoint = taken
+        work.drawing += 1
+        try:
+            drawn: Image.Image | Exception = await server.draw(cell, checkpoint, workflow)
+        except PictureError as error:
+            drawn = error
+        except ConnectionError as error:
+            work.waiting.insert(0, (model, cell))
+            work.lost.append(str(error))
+            return
+        finally:
+            work.drawing -= 1
+        done(model, cell, drawn)
+
+
+def _take(server: Server, work: Work) -> tuple[str, Cell, str] | None:
+    """Take the first cell whose checkpoint the server has; the order keeps a model's together."""
+    for number, (model, cell) in enumerate(work.waiting):
+        if checkpoint := server.checkpoint(cell, model):
+            del work.waiting[number]
+            return model, cell, checkpoint
+    return None

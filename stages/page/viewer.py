@@ -1,0 +1,125 @@
+"""The viewer: every cell of every grid on one page that a browser opens from the disk."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from stages.harness.files import link_or_copy
+from stages.images.cells import MANIFEST, Entry, Manifest, read_manifest
+
+TEMPLATE = Path(__file__).parent / "templates" / "viewer.html"
+VIEWER = "viewer.html"
+PICTURES = "cells"  # beside the page, one folder per grid
+DATA_MARK, TITLE_MARK = "@DATA@", "@TITLE@"  # where the template takes what varies
+
+
+def write_viewer(
+    folder: Path, reports: Path, order: Sequence[str], left_over: Sequence[str], title: str
+) -> list[str]:
+    """Put the viewer and the pictures that it shows into the site.
+
+    Args:
+        folder: of the site.
+        reports: grids lie in it, or below.
+        order: of the grids; others come after.
+        left_over: names of grids that are not shown.
+        title: of the page.
+
+    Returns:
+        The names of the grids shown; without any there is no viewer.
+    """
+    found = {}
+    for path in sorted(reports.rglob(MANIFEST)):
+        if folder not in path.parents and path.parent.name not in left_over:
+            found[path.parent.name] = (path.parent, read_manifest(path.parent))
+    names = sorted(found, key=lambda g: order.index(g) if g in order else len(order))
+    if not names:
+        return []
+    for number, name in enumerate(names):
+        cells, manifest = found[name]
+        for entry in manifest.entries:
+            if entry.file:
+                link_or_copy(cells / entry.file, folder / PICTURES / str(number) / entry.file)
+    shown = [
+        grid_data(name, found[name][1], f"{PICTURES}/{number}/")
+        for number, name in enumerate(names)
+    ]
+    text = TEMPLATE.read_text(encoding="utf-8").replace(TITLE_MARK, _escaped(title))
+    page = text.replace(DATA_MARK, as_script(shown))
+    (folder / VIEWER).write_text(page, encoding="utf-8")
+    return names
+
+
+def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:
+    """Give what the page needs of a grid, each text once.
+
+    Args:
+        name: of the grid.
+        manifest: what it holds.
+        base: where its pictures lie, from the page.
+
+    Returns:
+        `axes` with the values of each, `categories` by prompt, and `cells`: for each the numbers
+        of its values, in the order of the axes, and its file, or what it failed of.
+    """
+    entries = manifest.entries
+    prompts = _numbered((e.prompt, e.negative_prompt) for e in entries)
+    axes: dict[str, dict[Any, int]] = {
+        "model": _numbered(manifest.models),
+        "prompt": prompts,
+        "seed": _numbered(e.seed for e in entries),
+        "size": _numbered((e.width, e.height) for e in entries),
+        "setting": _numbered(e.setting for e in entries),
+    }
+    category = {(e.prompt, e.negative_prompt): e.category for e in entries}
+    cells = []
+    for entry in entries:
+        values = {**_values(entry), "prompt": (entry.prompt, entry.negative_prompt)}
+        numbers = [axis[values[key]] for key, axis in axes.items()]
+        cells.append([*numbers, entry.file or "", *([entry.failed] if entry.failed else [])])
+    return {
+        "name": name,
+        "base": base,
+        "axes": {
+            "model": list(axes["model"]),
+            "prompt": [_prompt_text(*prompt) for prompt in prompts],
+            "seed": [f"seed {seed}" for seed in axes["seed"]],
+            "size": [f"{width} × {height} px" for width, height in axes["size"]],
+            "setting": [setting or _common(manifest) for setting in axes["setting"]],
+        },
+        "categories": [category[prompt] for prompt in prompts],
+        "cells": cells,
+    }
+
+
+def _values(entry: Entry) -> dict[str, Any]:
+    size = (entry.width, entry.height)
+    return {"model": entry.model, "seed": entry.seed, "size": size, "setting": entry.setting}
+
+
+def _prompt_text(prompt: str, negative: str) -> str:
+    return f"{prompt} (not: {negative})" if negative else prompt
+
+
+def _common(manifest: Manifest) -> str:
+    """Name the setting of a grid that has one."""
+    known = manifest.settings
+    if "sampler" not in known:
+        return "as drawn"
+    return f"{known['sampler']}, {known['steps']} steps, guidance {known['guidance']:g}"
+
+
+def _numbered(values: Any) -> dict[Any, int]:
+    """Number values in the order in which they come first."""
+    return {value: number for number, value in enumerate(dict.fromkeys(values))}
+
+
+def as_script(value: Any) -> str:
+    """Write JSON that may stand in a page's script element: no text in it can end the element."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,264 @@
+"""Time the drawing of cells with a full-size SD 1.5 of random weights on this machine's GPUs.
+
+  python -m tests.benchmarks.render --folder DIR [--rows 512,768,start,single,gpus]
+
+Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed when it is known:
+
+  512, 768  pictures a second, compiled, batches of 16, once it is warm
+  start     168 cells of 512 px by `stages.grid`, start included, with a warm compile cache
+  single    512 px, one picture at a time, not compiled: what a simple script does
+  gpus      two GPUs over one, by `torchrun`; only where there are two
+
+`--small` uses a tiny model and small pictures, to try the script itself on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from stages.diffusion.model import Models, save_single_file
+from stages.diffusion.render import COMPILE_MODE, Easel
+from stages.diffusion.sample import SamplingParams, draw
+from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json
+
+ROWS = ("512", "768", "start", "single", "gpus")
+PROMPTS = [f"a picture of thing number {number}" for number in range(21)]
+SAMPLING = SamplingParams(sampler="dpmpp_2m", steps=25, guidance=7.0, negative_prompt="")
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What is timed, and where."""
+
+    folder: Path
+    dtype: str
+    steps: int
+    batch: int
+    side: dict[str, int]
+    seeds: int
+    mode: str
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "random.safetensors"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "config"
+
+    @property
+    def compiled(self) -> Path:
+        return self.folder / "compiled"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
+    parser.add_argument("--mode", default=COMPILE_MODE, help="of torch.compile, for 512 and 768")
+    parser.add_argument("--small", action="store_true", help="to try the script on a CPU")
+    options = parser.parse_args()
+    bench = Bench(
+        folder=options.folder.absolute(),
+        dtype="float32" if options.small else "float16",
+        steps=2 if options.small else SAMPLING.steps,
+        batch=2 if options.small else 16,
+        side={"512": 32, "768": 48} if options.small else {"512": 512, "768": 768},
+        seeds=1 if options.small else 8,
+        mode=options.mode,
+    )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.compiled)
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"torch {torch.__version__}, {cards or 'CPU'}", flush=True)
+    if not bench.weights.is_file():
+        make_model(bench, small=options.small)
+    rows: dict[str, Callable[[Bench], str]] = {
+        "512": lambda b: throughput(b, b.side["512"]),
+        "768": lambda b: throughput(b, b.side["768"]),
+        "start": whole_grid,
+        "single": one_by_one,
+        "gpus": two_over_one,
+    }
+    for name in options.rows:
+        started = time.perf_counter()
+        said = rows[name](bench)
+        print(f"{name}: {said} (this row took {time.perf_counter() - started:.0f} s)", flush=True)
+
+
+def make_model(bench: Bench, *, small: bool) -> None:
+    """Write a model of random weights, and the config folder that describes it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    vocabulary, merges = tiny_vocabulary()
+    widths = (32, 64, 64, 64) if small else (320, 640, 1280, 1280)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        unet = UNet2DConditionModel(
+            sample_size=64,
+            block_out_channels=widths,
+            cross_attention_dim=64 if small else 768,
+            attention_head_dim=8,
+        )
+        vae = AutoencoderKL(
+            block_out_channels=(32, 32, 32, 32) if small else (128, 256, 512, 512),
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            layers_per_block=2,
+        )
+        text = CLIPTextConfig(
+            hidden_size=64 if small else 768,
+            intermediate_size=128 if small else 3072,
+            num_attention_heads=2 if small else 12,
+            num_hidden_layers=2 if small else 12,
+            eos_token_id=len(vocabulary) - 1,
+            bos_token_id=len(vocabulary) - 2,
+            pad_token_id=len(vocabulary) - 1,
+        )
+        text_encoder = CLIPTextModel(text)
+    for part in (unet, vae):
+        part.save_config(bench.config / part.__class__.__name__)
+    (bench.config / "UNet2DConditionModel").rename(bench.config / "unet")
+    (bench.config / "AutoencoderKL").rename(bench.config / "vae")
+    text.save_pretrained(bench.config / "text_encoder")
+    write_json(bench.config / "model_index.json", MODEL_INDEX)
+    write_json(bench.config / "scheduler" / "scheduler_config.json", SCHEDULER)
+    tokenizer = bench.config / "tokenizer"
+    write_json(tokenizer / "vocab.json", vocabulary)
+    lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
+    (tokenizer / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+    write_json(tokenizer / "tokenizer_config.json", settings)
+    save_single_file(bench.weights, unet, vae, text_encoder, {})
+
+
+def sampling(bench: Bench) -> SamplingParams:
+    return SamplingParams(
+        sampler=SAMPLING.sampler,
+        steps=bench.steps,
+        guidance=SAMPLING.guidance,
+        negative_prompt="",
+    )
+
+
+def throughput(bench: Bench, side: int) -> str:
+    """Draw full batches with compiled code; the first pays for the compiler."""
+    easel = Easel(
+        bench.config,
+        bench.dtype,
+        compiled=True,
+        tile_px=0,
+        cache=bench.compiled,
+        mode=bench.mode,
+    )
+    models = easel.put(bench.weights)
+    first = timed(lambda: draw_batch(bench, models, side, bench.batch))
+    seconds = [timed(lambda: draw_batch(bench, models, side, bench.batch)) for _ in range(4)]
+    swapped = timed(lambda: easel.put(bench.weights))
+    best = bench.batch / min(seconds)
+    mean = bench.batch * len(seconds) / sum(seconds)
+    return (
+        f"{mean:.2f} pictures/s of {side} px (best batch {best:.2f}); the first batch {first:.1f} "
+        f"s, another model in its place {swapped:.1f} s"
+    )
+
+
+def one_by_one(bench: Bench) -> str:
+    """Draw single pictures, not compiled."""
+    easel = Easel(bench.config, bench.dtype, compiled=False, tile_px=0, cache=bench.compiled)
+    models = easel.put(bench.weights)
+    rates = []
+    for side in bench.side.values():
+        draw_batch(bench, models, side, 1)
+        count = 2 if bench.seeds == 1 else 6
+        one = partial(draw_batch, bench, models, side, 1)
+        seconds = sum(timed(one) for _ in range(count))
+        rates.append(f"{count / seconds:.2f} pictures/s of {side} px")
+    return ", ".join(rates)
+
+
+def draw_batch(bench: Bench, models: Models, side: int, count: int) -> None:
+    prompts = [PROMPTS[i % len(PROMPTS)] for i in range(count)]
+    draw(models, prompts, list(range(count)), side, side, sampling(bench))
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Give the seconds that something takes, the GPU's part included."""
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def whole_grid(bench: Bench) -> str:
+    """Draw a whole grid by the stage; once more where the compile cache was cold."""
+    said = []
+    for label in ("first", "again"):
+        seconds, cells, _ = run_grid(bench, [sys.executable, "-m"], bench.seeds)
+        said.append(f"{label} {cells} cells in {seconds:.1f} s, {cells / seconds:.2f}/s")
+    return "; ".join(said)
+
+
+def two_over_one(bench: Bench) -> str:
+    """Compare the rates of one process and of two that share the work."""
+    if torch.cuda.device_count() < 2 and torch.cuda.is_available():
+        return "not measured: this machine has one GPU"
+    seeds = 2 * bench.seeds
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    one, cells, one_rate = run_grid(bench, [*torchrun, "1", "-m"], seeds)
+    two, _, two_rate = run_grid(bench, [*torchrun, "2", "-m"], seeds)
+    return (
+        f"{cells} cells, start included: one {one:.1f} s, two {two:.1f} s, {one / two:.2f} times "
+        f"as fast; while drawing: {one_rate:.2f}/s and {two_rate:.2f}/s, "
+        f"{two_rate / one_rate:.2f} times"
+    )
+
+
+def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, float]:
+    """Run `stages.grid cells` with nothing drawn before.
+
+    Returns:
+        Seconds from start to end, how many cells, and the sum of the processes' rates.
+    """
+    run = bench.folder / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    params = yaml.safe_load(Path("profiles/sd15.yaml").read_text(encoding="utf-8"))
+    side = bench.side["512"]
+    params["grid"] |= {"prompts": PROMPTS, "seeds": list(range(seeds)), "sizes": [[side, side]]}
+    params["grid"] |= {"steps": bench.steps, "batch_size": bench.batch, "dtype": bench.dtype}
+    run.mkdir(parents=True)
+    (run / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
+    words = f"stages.grid cells model={bench.weights} --group timed --config {bench.config}"
+    words += f" --out {run}/cells --report {run}/report.json --params {run}/params.yaml"
+    environment = {**os.environ, "DVC_ROOT": str(run)}
+    started = time.perf_counter()
+    done = subprocess.run(
+        [*python, *words.split()], env=environment, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    cells = json.loads((run / "report.json").read_text(encoding="utf-8"))["drawn"]
+    ends = [line for line in done.stderr.splitlines() if line.endswith("/s") and " in " in line]
+    return seconds, cells, sum(float(line.split(", ")[-1].removesuffix("/s")) for line in ends)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,356 @@
+"""The viewer, as a person uses it: from the disk, in a browser, with mouse, keys and links."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import expect
+
+from stages.images.cells import Entry, entry_name
+from stages.page.viewer import VIEWER, as_script, write_viewer
+from tests.browser import headless, listen
+from tests.tiny_sd import write_json
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+HOSTILE = '</script><script>alert("x")</script> {{ 7 * 7 }}'
+PROMPTS = {"red apple": "food", HOSTILE: "odd", "bread, rye": "food", "a tram": "street"}
+MODELS = ("epoch_002", "epoch_010", "row1")
+MAX_FRAME_MS = 50
+PATIENCE = 3  # times the goal: the machine may be at other work
+FRAMES = """
+async ([distance, step]) => {
+  const box = document.getElementById("scroll"), gaps = [];
+  let last = await new Promise(requestAnimationFrame);
+  for (let y = 0; y < distance; y += step) {
+    box.scrollTop = y;
+    const now = await new Promise(requestAnimationFrame);
+    gaps.push(now - last);
+    last = now;
+  }
+  return gaps;
+}
+"""
+FIRST_PICTURE = """
+() => {
+  const image = [...document.querySelectorAll(".cell img")].find(i => i.complete && i.naturalWidth);
+  return image ? performance.now() : 0;
+}
+"""
+
+
+def make_grid(
+    folder: Path,
+    name: str,
+    *,
+    models: tuple[str, ...] = MODELS,
+    prompts: dict[str, str] | None = None,
+    seeds: int = 2,
+    sides: tuple[int, ...] = (64,),
+    sources: list[Path] | None = None,
+) -> None:
+    """Publish a grid; its pictures are of one colour per model, or links to `sources`."""
+    entries = []
+    for m, model in enumerate(models):
+        number = 0
+        for side in sides:
+            for prompt, category in (prompts or PROMPTS).items():
+                for seed in range(seeds):
+                    number += 1
+                    file = entry_name(model, number)
+                    failed = "out of memory" if (m, number) == (1, 2) and not sources else None
+                    path = folder / name / file
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    if sources:
+                        path.hardlink_to(sources[(m * 7 + number) % len(sources)])
+                    elif not failed:
+                        Image.new("RGB", (side, side), (60 + 60 * m, 20 * number, 90)).save(path)
+                    shown = None if failed else file
+                    address = f"{model}{number}"
+                    at = (model, prompt, seed, side, side)
+                    entries.append(Entry(*at, address, shown, failed, "", category))
+    cells = [{field: getattr(e, field) for field in Entry.__slots__} for e in entries]
+    settings = {"sampler": "euler", "steps": 15, "guidance": 4.0}
+    named = [{"name": model, "weights": model} for model in models]
+    manifest = {"group": name, "models": named, "settings": settings, "cells": cells}
+    write_json(folder / name / "cells.json", manifest)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with headless() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    make_grid(folder / "reports" / "cells", "final", sides=(64, 96))
+    make_grid(folder / "reports" / "cells", "mixes", models=("hybrid", "vodka_1"))
+    (folder / "site").mkdir()
+    names = write_viewer(
+        folder / "site", folder / "reports", ["mixes", "final"], [], "A <run> & more"
+    )
+    assert names == ["mixes", "final"]
+    return folder / "site"
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    opened = browser.new_page(viewport={"width": 1280, "height": 800})
+    complaints = listen(opened)
+    yield opened
+    opened.close()
+    assert not complaints
+
+
+def go(page: Page, site: Path, link: str = "") -> None:
+    page.goto("about:blank")
+    page.goto(f"{(site / VIEWER).as_uri()}{link}")
+
+
+def cell(page: Page, row: int, column: int) -> Locator:
+    return page.locator(f'.cell[data-row="{row}"][data-column="{column}"]')
+
+
+def alt(page: Page, row: int, column: int) -> str:
+    return cell(page, row, column).locator("img").get_attribute("alt") or ""
+
+
+def until(page: Page, script: str) -> Any:
+    """Ask again and again until the answer is true: the page's policy forbids its own polling."""
+    for _ in range(1000):
+        if answer := page.evaluate(script):
+            return answer
+        page.wait_for_timeout(10)
+    raise AssertionError(f"never came true: {script}")
+
+
+def all_loaded(page: Page) -> None:
+    until(
+        page,
+        "[...document.querySelectorAll('.cell img')].every(i => i.complete && i.naturalWidth > 0)",
+    )
+
+
+def test_it_opens_from_the_disk_and_every_picture_in_sight_is_there(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    all_loaded(page)
+    expect(page.locator("#count")).to_have_text("48 pictures, 16 rows, 3 columns, 1 failed")
+    assert page.title() == "Grids: A <run> & more"
+    assert alt(page, 0, 0) == "epoch_002, red apple, seed 0, 64 × 64 px"
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    page.reload()
+    all_loaded(page)
+    assert requests
+    assert all(url.startswith("file:") for url in requests)
+
+
+def test_text_of_strangers_is_text(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    page.locator("#words").fill("alert")
+    expect(page.locator("#count")).to_contain_text("12 pictures")
+    assert HOSTILE in (page.locator(".label").first.text_content() or "")
+    assert "</script>" not in as_script(["</script>\u2028"])
+    assert "\u2028" not in as_script(["</script>\u2028"])
+
+
+def test_axes_are_swapped_and_chosen(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    page.get_by_role("button", name="Swap axes").click()
+    heads = page.locator(".head").all_text_contents()
+    assert heads == list(PROMPTS)
+    assert "epoch_002" in (page.locator(".label").first.text_content() or "")
+    page.locator("#x").select_option("seed")
+    assert page.locator(".head").all_text_contents() == ["seed 0", "seed 1"]
+    page.locator("#y").select_option("seed")  # taken by the columns: they change places
+    assert page.locator("#x").input_value() == "model"
+    page.locator('select[data-axis="size"]').select_option(label="96 × 96 px")
+    expect(page.locator("#count")).to_contain_text("24 pictures")
+
+
+def test_prompts_are_filtered_by_category(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    page.locator("#category").select_option("food")
+    expect(page.locator("#count")).to_contain_text("24 pictures")
+    page.locator("#words").fill("rye")
+    expect(page.locator("#count")).to_contain_text("12 pictures")
+    page.locator("#words").fill("nothing says this")
+    expect(page.locator("#none")).to_be_visible()
+
+
+def test_a_failed_picture_says_why(page: Page, site: Path) -> None:
+    go(page, site, "#grid=mixes")
+    expect(page.locator(".failed").first).to_have_text("failed: out of memory")
+
+
+def test_a_link_leads_back_to_what_was_seen(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    page.locator("#category").select_option("food")
+    page.locator('select[data-axis="seed"]').select_option(label="seed 1")
+    page.locator("#x").select_option("prompt")
+    cell(page, 1, 0).click()
+    page.get_by_role("button", name="Slider").click()
+    until(page, "location.hash.includes('mode=slider')")
+    link = page.url
+    said = page.locator("#said").inner_text()
+    assert page.context.browser
+    other = page.context.browser.new_page()
+    other.goto(link)
+    expect(other.locator("#compare")).to_be_visible()
+    assert other.locator("#said").inner_text() == said
+    assert other.locator("#category").input_value() == "food"
+    assert other.locator("#stage").get_attribute("class") == "over slider"
+    other.close()
+
+
+@pytest.mark.parametrize(
+    "link", ["#grid=nowhere&x=y&zoom=9e9&at=1&open=x", "#open=99.99.99&grid=final", "#%", "#a=%ff"]
+)
+def test_a_broken_link_still_opens_the_page(page: Page, site: Path, link: str) -> None:
+    go(page, site, link)
+    all_loaded(page)
+    assert page.locator(".cell img").count() > 0
+
+
+def test_two_pictures_are_compared_by_slider_flicker_and_together_zoomed(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).click()
+    panes = page.locator(".pane img")
+    expect(panes).to_have_count(2)
+    assert "epoch_002" in (panes.nth(0).get_attribute("alt") or "")
+    assert "epoch_010" in (panes.nth(1).get_attribute("alt") or "")
+    page.locator("#pane-a").hover()
+    page.mouse.wheel(0, -300)
+    moved = [panes.nth(i).evaluate("i => i.style.transform") for i in range(2)]
+    assert moved[0] == moved[1]
+    assert "scale(1.2)" in moved[0]
+    page.mouse.down()
+    page.mouse.move(300, 500)
+    page.mouse.up()
+    dragged = [panes.nth(i).evaluate("i => i.style.transform") for i in range(2)]
+    assert dragged[0] == dragged[1] != moved[0]
+    page.keyboard.press("0")
+    page.keyboard.press("2")
+    page.locator("#cut").fill("25")
+    clip = page.locator("#pane-b").evaluate("p => getComputedStyle(p).clipPath")
+    assert "25%" in clip
+    page.keyboard.press("Escape")
+    expect(page.locator("#compare")).to_be_hidden()
+    page.keyboard.press("Enter")
+    page.keyboard.press("3")
+    seen = set()
+    for _ in range(16):
+        seen.add(page.locator("#pane-b").evaluate("p => getComputedStyle(p).visibility"))
+        page.wait_for_timeout(100)
+    assert seen == {"visible", "hidden"}
+    page.locator("#b").select_option(label="row1")
+    assert "row1" in (panes.nth(1).get_attribute("alt") or "")
+    page.keyboard.press("Escape")
+
+
+def test_it_is_used_with_the_keyboard_alone(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).focus()
+    for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    expect(cell(page, 2, 0)).to_be_focused()
+    page.keyboard.press("Control+End")
+    expect(cell(page, 15, 2)).to_be_focused()
+    assert page.locator('.cell[tabindex="0"]').count() == 1
+    page.keyboard.press("Enter")
+    expect(page.locator("#compare")).to_be_visible()
+    expect(page.locator("#said")).to_contain_text("(row 16 of 16)")
+    page.keyboard.press("Escape")
+    expect(cell(page, 15, 2)).to_be_focused()
+
+
+def test_a_screen_reader_hears_a_grid_with_named_rows_columns_and_pictures(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=final")
+    sheet = page.get_by_role("grid")
+    assert sheet.get_attribute("aria-rowcount") == "17"
+    assert sheet.get_attribute("aria-colcount") == "4"
+    assert page.get_by_role("columnheader", name="epoch_010").count() == 1
+    assert page.get_by_role("rowheader").first.inner_text().startswith("red apple")
+    named = page.get_by_role("gridcell").first.get_by_role("img")
+    assert named.get_attribute("alt") == "epoch_002, red apple, seed 0, 64 × 64 px"
+    unnamed = page.evaluate(
+        "[...document.querySelectorAll('select, input, button')].filter(e => !e.labels?.length"
+        " && !e.textContent.trim() && !e.getAttribute('aria-label')).length"
+    )
+    assert unnamed == 0
+
+
+def test_it_fits_a_phone(browser: Browser, site: Path) -> None:
+    phone = browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
+    complaints = listen(phone)
+    go(phone, site, "#grid=final")
+    all_loaded(phone)
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    assert phone.locator("#scroll").evaluate("s => s.clientHeight") > 350
+    cell(phone, 0, 0).tap()
+    expect(phone.locator("#compare")).to_be_visible()
+    assert phone.locator("#compare").evaluate("d => d.scrollWidth") <= 390
+    phone.close()
+    assert not complaints
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a site of 5,184 pictures of 512 px; the files are few, but each has its own address."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(0)
+    sources = []
+    for number in range(12):
+        rough = Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8)).resize((512, 512))
+        noise = rng.integers(-4, 5, (512, 512, 3))
+        pixels = (np.asarray(rough).astype(int) + noise).clip(0, 255).astype(np.uint8)
+        path = folder / f"{number}.png"
+        Image.fromarray(pixels).save(path, compress_level=1)
+        sources.append(path)
+    prompts = {f"prompt number {n}": "abc"[n % 3] for n in range(108)}
+    models = tuple(f"epoch_{n:03}" for n in range(12))
+    make_grid(folder / "reports", "final", models=models, prompts=prompts, seeds=4, sources=sources)
+    (folder / "site").mkdir()
+    write_viewer(folder / "site", folder / "reports", [], [], "large")
+    return folder / "site"
+
+
+def test_5184_pictures_show_the_first_within_a_second_and_scroll_without_a_hitch(
+    page: Page, large: Path
+) -> None:
+    go(page, large)
+    expect(page.locator("#count")).to_contain_text("5,184 pictures")
+    first_ms = until(page, FIRST_PICTURE)
+    assert first_ms < 1000 * PATIENCE
+    assert page.locator(".cell").count() < 300, "what is out of sight must not be in the page"
+    gaps = page.evaluate(FRAMES, [20_000, 120])
+    report: dict[str, Any] = {"first_ms": first_ms, "worst_ms": max(gaps), "frames": len(gaps)}
+    report["over_50"] = sum(gap > MAX_FRAME_MS for gap in gaps)
+    assert np.quantile(gaps, 0.99) < MAX_FRAME_MS * PATIENCE, report
+    print(report)  # noqa: T201, figures for `-s`
+
+
+def test_the_large_page_itself_is_small(large: Path) -> None:
+    assert (large / VIEWER).stat().st_size < 500_000
+
+
+def test_a_grid_of_other_params_is_not_shown(tmp_path: Path) -> None:
+    make_grid(tmp_path / "reports", "old")
+    (tmp_path / "site").mkdir()
+    started = time.perf_counter()
+    assert write_viewer(tmp_path / "site", tmp_path / "reports", [], ["old"], "t") == []
+    assert time.perf_counter() - started < 10
+    assert not list((tmp_path / "site").iterdir())
