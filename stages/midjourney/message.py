@@ -2,12 +2,16 @@
 
     **a view of Paris --v 5.2 --style raw** - Image #2 <@100000000000000001>
 
-The grammar is one regular expression that Arrow's RE2 and Python's `re` read alike.
+The grammar is one regular expression that Arrow's RE2 and Python's `re` read alike. A column is
+first cut at its marks, by arithmetic on its bytes: what stands between them repeats from message
+to message, and only texts not seen before are matched, with the same expression's parts.
 """
 
 import re
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,34 +31,40 @@ KIND_OF_VERB = {
     "Pan Up": "pan",
     "Pan Down": "pan",
 }
+KINDS = pa.array([None, *dict.fromkeys(KIND_OF_VERB.values())], pa.string())
+_KIND_CODES = {kind: code for code, kind in enumerate(KINDS.to_pylist())}
 
 # The greedy prompt and the anchored tail let a prompt hold "**", "(fast)" and newlines.
 _STATUS = r"Waiting to start|paused|Stopped|\d{1,3}%"
 _VERBS = "|".join(filter(None, KIND_OF_VERB))
-RE2_PATTERN = (
-    r"(?s)\A(?P<prefix>Making variations for image #\d with prompt |Upscaling image #\d with "
-    r"|Rerolling )?"
-    r"\*\*(?P<prompt>.*)\*\* - "
-    rf"(?:(?:Image #(?P<index>[1-4])|(?P<verb>{_VERBS})(?: \([A-Za-z0-9 ]{{1,24}}\))? by) )?"
-    r"(?:<@!?(?P<user_id>\d{15,21})>|@(?P<user_name>[^\r\n]+?))"
+_ACTION = rf"(?:(?:Image #(?P<index>[1-4])|(?P<verb>{_VERBS})(?: \([A-Za-z0-9 ]{{1,24}}\))? by) )?"
+_REST = (
     rf"(?: \((?P<status>{_STATUS})\))?"
     r"(?: \[?\(Open on website for full quality\)\]?(?:\(<https?://[^>\s]+>\))?)?"
     rf"(?: \((?P<late_status>{_STATUS})\))?"
     r"(?: \((?:metered, ?)?(?:fast|relaxed|turbo)(?:, ?stealth)?\))?"
     r"\s*(?:\n-#.*)?\z"
 )
+RE2_PATTERN = (
+    r"(?s)\A(?P<prefix>Making variations for image #\d with prompt |Upscaling image #\d with "
+    r"|Rerolling )?"
+    r"\*\*(?P<prompt>.*)\*\* - "
+    rf"{_ACTION}(?:<@!?(?P<user_id>\d{{15,21}})>|@(?P<user_name>[^\r\n]+?)){_REST}"
+)
+_ACTION_PATTERN = rf"\A{_ACTION}\z"
+_REST_PATTERN = rf"(?s)\A{_REST}"
 _PYTHON_PATTERN = re.compile(RE2_PATTERN.replace(r"\z", r"\Z"), re.ASCII)
 
 PARSED = pa.schema(
     [
         ("prompt", pa.string()),
         ("kind", pa.string()),  # null: the content is no message of this grammar
-        ("verb", pa.string()),
-        ("index", pa.int8()),  # of the upscaled quarter, 1 to 4; 0: none
         ("user", pa.string()),
-        ("status", pa.string()),
     ]
 )
+
+Ints = npt.NDArray[np.integer]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +103,34 @@ def parse_message(content: str) -> Message | None:
 def parse_messages(content: pa.Array) -> pa.RecordBatch:
     """Read a column of messages, row by row as `parse_message` does.
 
+    Args:
+        content: of strings, without nulls.
+
     Returns:
         A batch of schema PARSED with one row per input row, all null where it does not parse.
     """
-    parts = pc.extract_regex(content, RE2_PATTERN)
+    cut = _cut(content)
+    actions, rests = pc.dictionary_encode(cut.actions), pc.dictionary_encode(cut.rests)
+    finished = _finished_kinds(actions.dictionary)[actions.indices.to_numpy()]
+    status = _statuses(rests.dictionary)[rests.indices.to_numpy()]
+    kinds = np.where(status == 1, _KIND_CODES[UNFINISHED], finished)
+    is_plain = cut.is_cut & (finished > 0) & (status >= 0)
+    columns = [cut.prompts, KINDS.take(pa.array(kinds)), cut.users]
+    if not is_plain.all():
+        others = pa.array(~is_plain)
+        searched = _search(content.filter(others)).columns
+        columns = [
+            pc.replace_with_mask(column, others, other)
+            for column, other in zip(columns, searched, strict=True)
+        ]
+    return pa.RecordBatch.from_arrays(columns, schema=PARSED)
+
+
+def _search(content: pa.Array) -> pa.RecordBatch:
+    """Match the whole expression to each row: for the rows without a plain form."""
+    # chatter without the mark is not worth the search
+    marked = pc.if_else(pc.match_substring(content, "** - "), content, None)
+    parts = pc.extract_regex(marked, RE2_PATTERN)
     valid = parts.is_valid()
 
     def part(name: str) -> pa.Array:
@@ -105,16 +139,128 @@ def parse_messages(content: pa.Array) -> pa.RecordBatch:
     def given(name: str) -> pa.Array:
         return pc.fill_null(pc.not_equal(part(name), ""), False)
 
-    status = pc.if_else(given("status"), part("status"), part("late_status"))
-    unfinished = pc.or_(given("prefix"), pc.fill_null(pc.not_equal(status, ""), False))
+    unfinished = pc.or_(given("prefix"), pc.or_(given("status"), given("late_status")))
     kinds = pa.array(KIND_OF_VERB.values(), pa.string())
     by_verb = kinds.take(pc.index_in(part("verb"), pa.array(KIND_OF_VERB, pa.string())))
     kind = pc.if_else(unfinished, UNFINISHED, pc.if_else(given("index"), UPSCALE, by_verb))
-    index = pc.cast(pc.if_else(given("index"), part("index"), "0"), pa.int8())
     name = pc.binary_join_element_wise("@", part("user_name"), "")
     user = pc.if_else(given("user_id"), part("user_id"), name)
-    columns = (part("prompt"), kind, part("verb"), index, user, status)
-    return pa.RecordBatch.from_arrays(
-        [pc.if_else(valid, column, pa.scalar(None, column.type)) for column in columns],
-        schema=PARSED,
+    null = pa.scalar(None, pa.string())
+    columns = [pc.if_else(valid, column, null) for column in (part("prompt"), kind, user)]
+    return pa.RecordBatch.from_arrays(columns, schema=PARSED)
+
+
+# --- the plain form: ** PROMPT ** - ACTION <@ USER > REST ---------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Messages in pieces; where `is_cut` is false, the pieces mean nothing."""
+
+    is_cut: Bools
+    prompts: pa.Array
+    actions: pa.Array
+    users: pa.Array
+    rests: pa.Array
+
+
+def _cut(content: pa.Array) -> _Cut:
+    """Cut messages at their last `** - `, and at the first `<@` and `>` after it.
+
+    A greedy prompt ends at the last `** - ` after which the tail matches, and no action holds a
+    `<`: if the pieces match, the whole expression would have found the same.
+    """
+    offsets, text = string_buffers(content)
+    starts, ends = offsets[:-1], offsets[1:]
+    tails, is_cut = _tails(text, starts, ends)
+    tail = slices(content, tails, ends)
+    opening = pc.find_substring(tail, "<@").to_numpy() + tails
+    closing = pc.find_substring(tail, ">").to_numpy() + tails
+    is_cut &= (opening >= tails) & (closing > opening)
+    opening = np.where(is_cut, opening, ends)
+    closing = np.where(is_cut, closing, ends)
+    users = np.where(is_cut, opening + 2, ends)
+    padded = np.minimum(users, max(len(text) - 1, 0))
+    users = users + (is_cut & (text[padded] == ord("!"))) if len(text) else users
+    user = slices(content, users, closing)
+    is_cut &= _are_ids(user)
+    return _Cut(
+        is_cut,
+        slices(content, np.where(is_cut, starts + 2, ends), np.where(is_cut, tails - 5, ends)),
+        slices(content, np.where(is_cut, tails, ends), opening),
+        user,
+        slices(content, np.where(is_cut, closing + 1, ends), ends),
     )
+
+
+def string_buffers(strings: pa.Array) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    """Give an array's offsets, one more than rows, and the bytes that they point into."""
+    _, offsets, text = strings.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return bounds, np.frombuffer(text or b"", np.uint8)[: bounds[-1]]
+
+
+def slices(strings: pa.Array, starts: Ints, ends: Ints) -> pa.Array:
+    """Copy one piece of each row's bytes.
+
+    Args:
+        strings: rows.
+        starts, ends: of the pieces, in the bytes of `string_buffers`; each at or after the end
+            of the piece before.
+    """
+    pieces = np.empty(2 * len(starts) + 1, np.int32)
+    pieces[0:-1:2], pieces[1::2], pieces[-1] = starts, ends, ends[-1] if len(ends) else 0
+    # piece 2 i is what we want of row i, piece 2 i + 1 what stands between it and the next
+    interleaved = pa.StringArray.from_buffers(
+        len(pieces) - 1, pa.py_buffer(pieces), strings.buffers()[2]
+    )
+    return interleaved.take(pa.array(np.arange(0, 2 * len(starts), 2)))
+
+
+def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints, Bools]:
+    """Find what follows the last `** - ` of each row that begins with `**`."""
+    stars = np.flatnonzero(text[:-4] == ord("*")) if len(text) > 4 else np.empty(0, np.int64)
+    for distance, mark in enumerate(b"* - ", start=1):
+        stars = stars[text[stars + distance] == mark]
+    at = np.searchsorted(stars, ends - 5, side="right") - 1
+    last = np.append(stars, -1)[at]  # row -1 if there is none before
+    head = np.minimum(starts, max(len(text) - 2, 0))
+    is_cut = last >= starts + 2
+    if len(text) > 1:
+        is_cut &= (text[head] == ord("*")) & (text[head + 1] == ord("*"))
+    return np.where(is_cut, last + 5, ends), is_cut
+
+
+def _are_ids(users: pa.Array) -> Bools:
+    """Tell which texts are 15 to 21 digits."""
+    offsets, text = string_buffers(users)
+    lengths = np.diff(offsets)
+    is_id = (lengths >= 15) & (lengths <= 21)
+    strange = np.flatnonzero((text[offsets[0] :] - np.uint8(ord("0"))) > 9)
+    if len(strange):
+        rows = np.searchsorted(offsets, strange + offsets[0], side="right") - 1
+        is_id[rows] = False
+    return np.asarray(is_id)
+
+
+def _encode(texts: pa.Array) -> pa.DictionaryArray:
+    return pc.dictionary_encode(texts)
+
+
+def _finished_kinds(actions: pa.Array) -> npt.NDArray[np.int8]:
+    """Give the kind, as a code, that an action means when it is done; 0: it is no action."""
+    parts = pc.extract_regex(actions, _ACTION_PATTERN)
+    codes = [
+        0 if part is None else _KIND_CODES[UPSCALE if part["index"] else KIND_OF_VERB[part["verb"]]]
+        for part in parts.to_pylist()
+    ]
+    return np.array(codes, np.int8)
+
+
+def _statuses(rests: pa.Array) -> npt.NDArray[np.int8]:
+    """Say of what follows the user: 1 if it tells a status, 0 if none, -1 if it is not known."""
+    parts = pc.extract_regex(rests, _REST_PATTERN)
+    late = pc.not_equal(pc.struct_field(parts, "late_status"), "")
+    told = pc.or_(pc.not_equal(pc.struct_field(parts, "status"), ""), late)
+    codes = pc.if_else(parts.is_valid(), pc.cast(told, pa.int8()), pa.scalar(-1, pa.int8()))
+    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int8)
