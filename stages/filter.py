@@ -21,6 +21,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ from stages.harness.progress import Progress
 from stages.images.holdout import normalised_caption
 from stages.midjourney.engagement import COUNTS, Engagement, count_users, top_users
 from stages.midjourney.export import Export, Layout, export_files, has_link
-from stages.midjourney.message import UPSCALE
+from stages.midjourney.message import UPSCALE, slices, string_buffers
 from stages.midjourney.prompt import parse_prompts, versions
 from stages.midjourney.reject import (
     DELETED_USER,
@@ -101,7 +102,8 @@ def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judg
     for found in (by_column, by_prompt):
         for entry in pc.value_counts(found.drop_null()).to_pylist():
             reasons[entry["values"]] += entry["counts"]
-    is_fit = by_prompt.is_null()
+    fit = pc.indices_nonzero(by_prompt.is_null())
+    raws, facts, prompts = (batch.take(fit) for batch in (raws, facts, prompts))
     candidates = pa.RecordBatch.from_arrays(
         [
             ids(facts["id"], facts["url"]),
@@ -109,42 +111,51 @@ def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judg
             prompts["caption"],
             raws["prompt"],
             raws["kind"],
-            pc.fill_null(version, ""),
+            pc.fill_null(version.take(fit), ""),
             pc.fill_null(prompts["aspect"], ""),
             raws["user"],
             iso_dates(facts["timestamp"]),
         ],
         schema=CANDIDATES,
-    ).filter(is_fit)
-    return Judged(
-        len(columns), reasons, candidates, _count(upscales["user"], left.filter(is_fit))
     )
+    return Judged(len(columns), reasons, candidates, _count(upscales["user"], left.take(fit)))
 
 
 def _count(users: pa.Array, candidates: pa.Array) -> pa.Table:
     """Count upscales by user; a deleted user is many people, and nobody."""
-    is_candidate = pa.nulls(len(users), pa.bool_()).fill_null(False)
-    if len(candidates):
-        is_candidate = pc.is_in(pa.array(range(len(users)), pa.uint64()), candidates)
+    is_candidate = np.zeros(len(users), np.bool_)
+    is_candidate[candidates.to_numpy()] = True
     is_known = pc.invert(pc.is_in(users, pa.array(["", DELETED_USER])))
-    return count_users(users.filter(is_known), is_candidate.filter(is_known), 0)
+    return count_users(users.filter(is_known), pa.array(is_candidate).filter(is_known), 0)
 
 
 def iso_dates(timestamps: pa.Array) -> pa.Array:
     """Write dates as ISO 8601; empty if there is none."""
-    written = pc.strftime(timestamps, format="%Y-%m-%dT%H:%M:%S")
-    return pc.fill_null(pc.binary_join_element_wise(written, "+00:00", ""), "")
+    written = pc.cast(pc.cast(timestamps, pa.timestamp("s")), pa.string())
+    dashed = pc.replace_substring(written, " ", "T", max_replacements=1)
+    return pc.fill_null(pc.binary_join_element_wise(dashed, "+00:00", ""), "")
 
 
 def ids(message_ids: pa.Array, urls: pa.Array) -> pa.Array:
     """Name pictures by their message, else by Discord's attachment id, else by their address."""
-    found = pc.extract_regex(urls, r"\A[^?]*/(?P<id>\d+)/[^/?]*(?:\?(?s:.*))?\z")
-    known = pc.if_else(
-        pc.equal(message_ids, ""), pc.struct_field(found, "id"), message_ids
-    )
+    known = pc.if_else(pc.equal(message_ids, ""), attachment_ids(urls), message_ids)
     unknown = known.is_null()
     hashed = [sha256(url.encode()).hexdigest()[:20] for url in urls.filter(unknown).to_pylist()]
     return pc.replace_with_mask(known, unknown, pa.array(hashed, pa.string()))
+
+
+def attachment_ids(urls: pa.Array) -> pa.Array:
+    """Read the number before the file's name; null if there is none."""
+    at = pc.find_substring_regex(urls, r"/\d+/[^/?]*(?:\?|\z)").to_numpy()
+    query_at = pc.find_substring(urls, "?").to_numpy()
+    offsets, _ = string_buffers(urls)
+    starts, ends = offsets[:-1], offsets[1:]
+    found = (at >= 0) & ((query_at < 0) | (query_at > at))
+    named = slices(urls, np.where(found, starts + at + 1, ends), ends)
+    offsets, _ = string_buffers(named)
+    lengths = np.maximum(pc.find_substring(named, "/").to_numpy(), 0)
+    number = slices(named, offsets[:-1], offsets[:-1] + lengths)
+    return pc.if_else(pa.array(found), number, None)
 
 
 def choose_pairs(
@@ -207,7 +218,7 @@ def in_order(
         try:
             for item in items:
                 waiting.append(threads.submit(function, item))
-                if len(waiting) > workers + 1:
+                if len(waiting) > workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

@@ -29,8 +29,9 @@ FACTS = pa.schema(
     ]
 )
 EVERYBODY = "everybody"  # stands for the users of a layout that names none
-BLOCK_BYTES = (4 << 20, 64 << 20, 512 << 20)  # also the longest row; the next if one is longer
-BATCH_ROWS = 1 << 13
+BLOCK_BYTES = (2 << 20, 64 << 20, 512 << 20)  # also the longest row; the next if one is longer
+BATCH_ROWS = 1 << 13  # read from a parquet file at once
+BATCH_BYTES = 10 << 20  # judged at once, about 30,000 messages
 SUFFIXES = (".csv", ".csv.gz", ".csv.zst", ".parquet")
 
 
@@ -41,11 +42,15 @@ class Layout:
     name: str
     columns: tuple[str, ...]  # those that are read; all must be there
     link: str  # the column with the attachments
-    posts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema PARSED
+    posts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema PARSED; of upscales
     facts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema FACTS
 
 
 # --- columns ----------------------------------------------------------------------------------
+
+
+_UTC = pa.timestamp("s", "UTC")
+_PLAIN_DATE = r"\A\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d*)?(?:Z|\+00:?00)\z"
 
 
 def utc_seconds(text: pa.Array) -> pa.Array:
@@ -54,6 +59,12 @@ def utc_seconds(text: pa.Array) -> pa.Array:
     A date without a zone is taken as UTC, for the export does not say where it was made;
     what is no date becomes null.
     """
+    try:
+        if pc.all(pc.match_substring_regex(text, _PLAIN_DATE)).as_py():
+            seconds = pc.binary_slice(text.cast(pa.binary()), 0, 19).cast(pa.string())
+            return seconds.cast(pa.timestamp("s")).cast(_UTC)
+    except pa.ArrowInvalid:
+        pass  # a 31st of February
     parts = pc.extract_regex(
         text,
         r"\A\s*(?P<day>\d{4}-\d\d-\d\d)[T ](?P<time>\d\d:\d\d:\d\d)(?:\.\d*)?"
@@ -91,6 +102,8 @@ def has_link(attachments: pa.Array) -> pa.Array:
 
 def first_link(attachments: pa.Array) -> pa.Array:
     """Take the first of comma-joined links; empty if there is none."""
+    if pc.all(pc.match_substring_regex(attachments, r"\Ahttps?://[^,\s\"'\]]+\z")).as_py():
+        return attachments  # as almost always, one each
     found = pc.extract_regex(attachments, r"\A[\s\[\"']*(?P<url>https?://[^,\s\"'\]]+)")
     return pc.fill_null(pc.struct_field(found, "url"), "")
 
@@ -123,7 +136,7 @@ def _posts(prompt: pa.Array, kind: pa.Array, user: pa.Array) -> pa.RecordBatch:
 
 def _bot_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
     # the author is the bot; who asked stands in the content
-    return parse_messages(batch["Content"])
+    return parse_messages(batch["Content"], only=UPSCALE)
 
 
 def _chat_exporter_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -141,7 +154,7 @@ def _v5_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _message_table_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return parse_messages(batch["content"])
+    return parse_messages(batch["content"], only=UPSCALE)
 
 
 def _message_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -311,7 +324,8 @@ class Export:
         """
         names = list(self.layout.columns)
         try:
-            for batch in self._parquet_batches() if self.is_parquet else self._csv_batches():
+            read = self._parquet_batches() if self.is_parquet else self._csv_batches()
+            for batch in _in_large_batches(read):
                 texts = [pc.fill_null(_text(batch[name]), "") for name in names]
                 yield pa.RecordBatch.from_arrays(texts, names=names)
         except pa.ArrowInvalid as error:
@@ -401,6 +415,20 @@ class Export:
             is_sound = [all(map(_is_utf8, row.values())) for row in batch.to_pylist()]
             self._garbled_rows += is_sound.count(False)
             return batch.filter(pa.array(is_sound, pa.bool_())).cast(_as_strings(batch.schema))
+
+
+def _in_large_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Join batches: a CSV is read best in small pieces, and judged best in large ones."""
+    held: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        held_bytes += batch.nbytes
+        if held_bytes >= BATCH_BYTES:
+            yield pa.concat_batches(held)
+            held, held_bytes = [], 0
+    if held:
+        yield pa.concat_batches(held)
 
 
 def _as_strings(schema: pa.Schema) -> pa.Schema:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from stages.midjourney.message import slices, string_buffers
+
 ALIASES = {
     "v": "version",
     "ar": "aspect",
@@ -44,9 +46,7 @@ _SPACES = (
     r"\s\x0b\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}"
     r"\x{205f}\x{3000}"
 )
-_CUT_AT_FLAGS = (
-    rf"(?s)\A(?P<caption>.*?)(?P<flags>(?:\A|[{_SPACES}]){_DASHES}[A-Za-z]+(?:[{_SPACES}].*)?)?\z"
-)
+_FIRST_FLAG = rf"(?:\A|[{_SPACES}]){_DASHES}[A-Za-z]+(?:[{_SPACES}]|\z)"
 _UNTIDY = rf"[{_SPACES}][{_SPACES}]|[^\PZ ]|[\x00-\x1f\x{{85}}]|\A "
 _TAIL_MARKS = " ,;"
 
@@ -202,9 +202,12 @@ def parse_prompts(prompts: pa.Array) -> pa.RecordBatch:
     Returns:
         A batch of schema PROMPTS with one row per input row.
     """
-    parts = pc.extract_regex(prompts, _CUT_AT_FLAGS)
-    caption = _tidy(pc.struct_field(parts, "caption"))
-    flags = pc.dictionary_encode(pc.struct_field(parts, "flags"))
+    offsets, _ = string_buffers(prompts)
+    starts, ends = offsets[:-1], offsets[1:]
+    at = pc.find_substring_regex(prompts, _FIRST_FLAG).to_numpy()
+    flags_at = np.where(at < 0, ends, starts + at)
+    caption = _tidy(slices(prompts, starts, flags_at))
+    flags = pc.dictionary_encode(slices(prompts, flags_at, ends))
     known = [_read_flags(text) for text in flags.dictionary.to_pylist()]
     columns = {
         name: pa.array([row[i] for row in known], PROMPTS.field(name).type).take(flags.indices)

@@ -3,6 +3,8 @@
 The reasons that cost little to tell come first, so that few rows ever reach the costly ones.
 """
 
+import functools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -130,9 +132,7 @@ def prompt_reasons(
         "too_small": pc.less(side_px, params.min_side_px),
     }
     if params.blocked_words:
-        conditions["blocked_word"] = pc.match_substring_regex(
-            caption, any_word(params.blocked_words)
-        )
+        conditions["blocked_word"] = has_word(caption, params.blocked_words)
     return _first_that_holds(
         {reason: conditions[reason] for reason in ("not_raw", *PROMPT_REASONS) if reason in conditions}
     )
@@ -148,19 +148,18 @@ def _plain_versions(versions: Sequence[str | float]) -> frozenset[str]:
     return frozenset(map(plain_version, versions))
 
 
-def any_word(words: Sequence[str]) -> str:
-    """Make the RE2 pattern of any of the words as a whole, in any letter case.
+def has_word(texts: pa.Array, words: Sequence[str]) -> pa.Array:
+    """Tell which texts hold any of the words as a whole, in any letter case."""
+    choices = [pc.match_substring(texts, word, ignore_case=True) for word in words]
+    holds = functools.reduce(pc.or_, choices)
+    if pc.any(holds).as_py():
+        # RE2's word boundary knows ASCII alone: to it, `é` would end a word
+        whole = _any_word(words)
+        found = [bool(whole.search(text)) for text in texts.filter(holds).to_pylist()]
+        holds = pc.replace_with_mask(holds, holds, pa.array(found, pa.bool_()))
+    return holds
 
-    RE2's own word boundary knows ASCII alone: to it, `é` would end a word.
-    """
-    choices = "|".join(map(_quoted, words))
-    return rf"(?i)(?:\A|[^\pL\pN_])(?:{choices})(?:[^\pL\pN_]|\z)"
 
-
-def _quoted(word: str) -> str:
-    r"""Escape a word for RE2, which knows `\x{...}` of any character.
-
-    >>> _quoted("a.é")
-    'a\\x{2e}\\x{e9}'
-    """
-    return "".join(c if c.isascii() and c.isalnum() else rf"\x{{{ord(c):x}}}" for c in word)
+@functools.lru_cache
+def _any_word(words: Sequence[str]) -> re.Pattern[str]:
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)

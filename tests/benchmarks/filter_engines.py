@@ -38,35 +38,35 @@ def duckdb_query(path: str, out: str) -> None:
     duckdb.execute(
         rf"""
         copy (
-          with upscales as materialized (
-            select m.prompt as prompt, m.uid || m.uname as who, Attachments as url,
-              Date as day, regexp_extract(Attachments, '{ID}', 1)::ubigint as id,
-              row_number() over () as place
-            from (
-              select Attachments, Date, Content,
-                regexp_extract(Content, '{python_only}', ['prompt', 'uid', 'uname']) as m
-              from read_csv('{path}', auto_detect = false, header = true, delim = ',',
-                quote = '"', escape = '"', new_line = '\n', columns = {{{columns}}})
-              where contains(Content, '** - Image #') or contains(Content, '** - Upscaled')
-            )
-            where who not in ('', '@Unknown')
+          with matched as materialized (
+            select regexp_extract(Content, '{python_only}', ['prompt', 'uid', 'uname']) as m,
+              Attachments as url, Date as day
+            from read_csv('{path}', auto_detect = false, header = true, delim = ',',
+              quote = '"', escape = '"', new_line = '\n', columns = {{{columns}}})
+            where contains(Content, '** - Image #') or contains(Content, '** - Upscaled')
+          ),
+          upscales as (
+            select m.prompt as prompt, m.uid || m.uname as who, url, day
+            from matched where who not in ('', '@Unknown')
           ),
           users as (
-            select who, row_number() over (order by count(*) desc, min(place)) as rank
+            select who, row_number() over (order by count(*) desc, min(day)) as rank
             from upscales group by who having count(*) >= 3 order by rank limit 500
           ),
-          captions as (
-            select id, rank, place,
+          raws as materialized (
+            select prompt, rank, url, day from upscales join users using (who)
+            where url != '' and contains(prompt, 'raw')
+          ),
+          captions as materialized (
+            select regexp_extract(url, '{ID}', 1) as id, rank, day,
               rtrim(regexp_replace(regexp_extract(prompt, '{CAPTION}', 1), '\s+', ' ', 'g'), ' ,;')
                 as caption
-            from upscales join users using (who)
-            where url != ''
-              and regexp_matches(prompt, '{RAW}')
-              and not regexp_matches(prompt, '{UNFIT}')
+            from raws
+            where regexp_matches(prompt, '{RAW}') and not regexp_matches(prompt, '{UNFIT}')
               and case when contains(prompt, '--v ')
                 then regexp_extract(prompt, '{VERSION}', 1) in ('5.1', '5.2')
                 else day >= '{DEFAULT_51}' end
-              and case when regexp_matches(prompt, '{ASPECT}')
+              and case when contains(prompt, '--a')
                 then greatest(
                   regexp_extract(prompt, '{ASPECT}', 1)::int
                     / regexp_extract(prompt, '{ASPECT}', 2)::int,
@@ -74,11 +74,11 @@ def duckdb_query(path: str, out: str) -> None:
                     / regexp_extract(prompt, '{ASPECT}', 1)::int) <= 2
                 else true end
           )
-          select id::varchar as id, rank::int as user, caption
+          select id, rank::int as user, caption
           from captions
           where length(caption) >= 5 and not regexp_matches(caption, '{BLOCKED}')
-          qualify row_number() over (partition by rank, lower(caption) order by place) = 1
-          order by place
+          qualify row_number() over (partition by rank, lower(caption) order by day) = 1
+          order by day
         ) to '{out}' (format parquet)
         """
     )
