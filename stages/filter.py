@@ -33,7 +33,7 @@ from stages.harness.progress import Progress
 from stages.images.holdout import normalised_caption
 from stages.midjourney.engagement import COUNTS, Engagement, count_users, top_users
 from stages.midjourney.export import Export, Layout, export_files, has_link
-from stages.midjourney.message import UPSCALE, slices, string_buffers
+from stages.midjourney.message import slices, string_buffers
 from stages.midjourney.prompt import parse_prompts, versions
 from stages.midjourney.reject import (
     DELETED_USER,
@@ -86,11 +86,10 @@ def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judg
     """
     posts = layout.posts(columns)
     reasons: Counter[str] = Counter()
-    for entry in pc.value_counts(posts["kind"]).to_pylist():
-        if reason := kind_reason(entry["values"]):
-            reasons[reason] += entry["counts"]
-    rows = pc.indices_nonzero(pc.fill_null(pc.equal(posts["kind"], UPSCALE), False))
-    upscales = posts.take(rows)
+    for kind, count in posts.kinds.items():
+        if count and (reason := kind_reason(kind)):
+            reasons[reason] += count
+    upscales, rows = posts.messages, pa.array(posts.rows)
     by_column = upscale_reasons(upscales, has_link(columns[layout.link].take(rows)), params)
     left = pc.indices_nonzero(by_column.is_null())
     raws, facts = upscales.take(left), layout.facts(columns.take(rows.take(left)))

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -20,8 +21,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.filter import PAIRS, run, user_ranks
+from stages.filter import PAIRS, attachment_ids, run
 from stages.harness.params import load_params
+from stages.midjourney.engagement import Engagement, count_users, top_users
 from stages.midjourney.export import LAYOUTS, Export, utc_seconds
 from stages.midjourney.reject import REASONS, FilterParams
 
@@ -147,10 +149,27 @@ def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
     assert [pair["user"] for pair in pairs] == [3, 1, 2, 1, 2]
 
 
-@given(st.lists(st.sampled_from("abcdef"), min_size=1))
-def test_ranks_are_those_of_a_plain_count(users: list[str]) -> None:
-    plain = [user for user, _ in Counter(users).most_common()]
-    assert list(user_ranks(Counter(users))) == plain
+@given(
+    batches=st.lists(st.lists(st.sampled_from("abcdef")), min_size=1),
+    rows_in_memory=st.sampled_from([1, 4, 1000]),
+    count=st.integers(1, 7),
+    min_upscales=st.integers(0, 3),
+)
+def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
+    batches: list[list[str]], rows_in_memory: int, count: int, min_upscales: int
+) -> None:
+    users = [user for batch in batches for user in batch]
+    plain = [(user, n) for user, n in Counter(users).most_common() if n >= min_upscales]
+    with Engagement(Path(tempfile.gettempdir()), rows_in_memory) as engagement:
+        for number, batch in enumerate(batches):
+            is_candidate = pa.array([user < "c" for user in batch], pa.bool_())
+            engagement.add(count_users(pa.array(batch, pa.string()), is_candidate, 100 * number))
+        best, few = top_users(engagement.by_part(), count, min_upscales)
+    assert list(zip(best["user"].to_pylist(), best["upscales"].to_pylist(), strict=True)) == (
+        plain[:count]
+    )
+    left = {user for user, _ in plain}
+    assert few == sum(user < "c" and user not in left for user in users)
 
 
 def test_all_users_and_captions_pass_when_the_params_say_so(messages_csv: Path) -> None:
@@ -391,7 +410,7 @@ def test_the_command_line_filters_and_fails_with_one_clear_message(messages_csv:
 def test_help_explains_each_option() -> None:
     shown = filter_command("--help").stdout
     assert "usage: python -m stages.filter" in shown
-    for words in ("--export FILE", "as CSV, CSV.gz or parquet", "--params FILE", "`user` is a"):
+    for words in ("--export PATH", "as CSV, CSV.gz, CSV.zst or parquet", "--params FILE", "`user` is a"):
         assert words in shown
 
 

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from stages.midjourney.message import KIND_OF_VERB, parse_message, parse_messages
 from stages.midjourney.prompt import (
     ALIASES,
+    PROMPTS,
     aspect_ratio,
     default_version,
     parse_prompt,
+    parse_prompts,
     plain_version,
 )
 
@@ -106,7 +108,7 @@ def assert_column_agrees(contents: list[str]) -> None:
     parsed = parse_messages(pa.array(contents, pa.string())).to_pylist()
     for content, row in zip(contents, parsed, strict=True):
         message = parse_message(content)
-        wanted = {name: getattr(message, name, None) for name in row}
+        wanted = {name: getattr(message, name, None) for name in row}  # of schema PARSED
         assert row == wanted, content
 
 

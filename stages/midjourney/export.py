@@ -17,7 +17,15 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from stages.midjourney.message import GRID, KIND_OF_VERB, PARSED, UPSCALE, parse_messages
+from stages.midjourney.message import (
+    GRID,
+    KIND_OF_VERB,
+    PARSED,
+    UPSCALE,
+    Posts,
+    find_messages,
+    posts_of,
+)
 
 FACTS = pa.schema(
     [
@@ -42,7 +50,7 @@ class Layout:
     name: str
     columns: tuple[str, ...]  # those that are read; all must be there
     link: str  # the column with the attachments
-    posts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema PARSED; of upscales
+    posts: Callable[[pa.RecordBatch], Posts]  # columns -> counts by kind, and the upscales
     facts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema FACTS
 
 
@@ -97,7 +105,11 @@ _LINK_START = r"\A[\s\[\"']*https?://[^,\s\"'\]]"
 
 def has_link(attachments: pa.Array) -> pa.Array:
     """Tell where `first_link` will find one."""
-    return pc.match_substring_regex(attachments, _LINK_START)
+    found = pc.starts_with(attachments, "https://cdn.discordapp.com/")  # nearly all do
+    others = pc.invert(found)
+    return pc.replace_with_mask(
+        found, others, pc.match_substring_regex(attachments.filter(others), _LINK_START)
+    )
 
 
 def first_link(attachments: pa.Array) -> pa.Array:
@@ -127,16 +139,16 @@ def _facts(count: int, **columns: pa.Array) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=FACTS)
 
 
-def _posts(prompt: pa.Array, kind: pa.Array, user: pa.Array) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([prompt, kind, user], schema=PARSED)
+def _posts(prompt: pa.Array, kind: pa.Array, user: pa.Array) -> Posts:
+    return posts_of(pa.RecordBatch.from_arrays([prompt, kind, user], schema=PARSED), UPSCALE)
 
 
 # --- layouts ----------------------------------------------------------------------------------
 
 
-def _bot_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _bot_posts(batch: pa.RecordBatch) -> Posts:
     # the author is the bot; who asked stands in the content
-    return parse_messages(batch["Content"], only=UPSCALE)
+    return find_messages(batch["Content"], UPSCALE)
 
 
 def _chat_exporter_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -153,8 +165,8 @@ def _v5_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
     return _facts(len(batch), url=first_link(batch["Attachments"]))
 
 
-def _message_table_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
-    return parse_messages(batch["content"], only=UPSCALE)
+def _message_table_posts(batch: pa.RecordBatch) -> Posts:
+    return find_messages(batch["content"], UPSCALE)
 
 
 def _message_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -167,7 +179,7 @@ def _message_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
-def _v6_table_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _v6_table_posts(batch: pa.RecordBatch) -> Posts:
     # each row is one single picture, and nobody is named
     count = len(batch)
     return _posts(batch["prompt"], pa.repeat(UPSCALE, count), pa.repeat(EVERYBODY, count))
@@ -181,7 +193,7 @@ def _v6_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
     )
 
 
-def _threads_posts(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _threads_posts(batch: pa.RecordBatch) -> Posts:
     label = batch["label"]
     # most specific first: a label may be "Upscaled (4x)" or "Image #2"
     kinds = [(rf"(?i)\A{verb}\b", kind) for verb, kind in KIND_OF_VERB.items() if verb]

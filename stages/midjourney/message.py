@@ -8,6 +8,7 @@ to message, and only texts not seen before are matched, with the same expression
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,37 +104,81 @@ def parse_message(content: str) -> Message | None:
     )
 
 
-def parse_messages(content: pa.Array, only: str = "") -> pa.RecordBatch:
+@dataclass(frozen=True, slots=True)
+class Posts:
+    """What a batch of rows holds: how many of each kind, and those messages that are wanted."""
+
+    kinds: Counter[str | None]  # of all rows; None: no message of the grammar
+    rows: Ints  # of the wanted messages, rising
+    messages: pa.RecordBatch  # the wanted ones, of schema PARSED
+
+
+def parse_messages(content: pa.Array) -> pa.RecordBatch:
     """Read a column of messages, row by row as `parse_message` does.
 
     Args:
         content: of strings, without nulls.
-        only: the kind whose prompts and users are wanted; those of others are left empty, which
-            saves half of the time. "" gives all.
 
     Returns:
         A batch of schema PARSED with one row per input row, all null where it does not parse.
+    """
+    posts = find_messages(content)
+    places = np.full(len(content), -1)
+    places[posts.rows] = np.arange(len(posts.rows))
+    return posts.messages.take(pa.array(places, mask=places < 0))
+
+
+def find_messages(content: pa.Array, only: str = "") -> Posts:
+    """Read a column of messages; prompts and users are copied of one kind alone, or of all.
+
+    Args:
+        content: of strings, without nulls.
+        only: the kind that is wanted; "" wants all.
     """
     cut = _cut(content)
     actions, rests = pc.dictionary_encode(cut.actions), pc.dictionary_encode(cut.rests)
     finished = _finished_kinds(actions.dictionary)[actions.indices.to_numpy()]
     status = _statuses(rests.dictionary)[rests.indices.to_numpy()]
-    kinds = np.where(status == 1, _KIND_CODES[UNFINISHED], finished)
+    codes = np.where(status == 1, np.int8(_KIND_CODES[UNFINISHED]), finished)
     is_plain = cut.is_cut & (finished > 0) & (status >= 0)
-    is_wanted = is_plain & (kinds == _KIND_CODES[only]) if only else is_plain
-    prompts, users = cut.prompts_and_users(is_wanted)
-    columns = [prompts, KINDS.take(pa.array(kinds)), users]
-    if not is_plain.all():
-        others = np.flatnonzero(~is_plain)
-        searched = _search(content.take(pa.array(others)))
-        # each row is taken from the plain ones, or from those searched, which follow them
-        rows = np.arange(len(content))
-        rows[others] = len(content) + np.arange(len(others))
-        columns = [
-            pa.concat_arrays([column, other]).take(pa.array(rows))
-            for column, other in zip(columns, searched.columns, strict=True)
+    others = np.flatnonzero(~is_plain)
+    searched = _search(content.take(pa.array(others)))
+    found = np.bincount(codes[is_plain], minlength=len(KINDS))
+    kinds = Counter({kind: int(found[code]) for kind, code in _KIND_CODES.items()})
+    for entry in pc.value_counts(searched["kind"]).to_pylist():
+        kinds[entry["values"]] += entry["counts"]
+    plain = np.flatnonzero(is_plain & (codes == _KIND_CODES[only]) if only else is_plain)
+    is_wanted = pc.equal(searched["kind"], only) if only else searched["kind"].is_valid()
+    wanted = pc.indices_nonzero(pc.fill_null(is_wanted, False))
+    rows = np.concatenate([plain, others[wanted.to_numpy()]])
+    order = np.argsort(rows, kind="stable")
+    messages = pa.concat_batches(
+        [
+            pa.RecordBatch.from_arrays(
+                [
+                    slices(content, cut.prompts[0][plain], cut.prompts[1][plain]),
+                    KINDS.take(pa.array(codes[plain])),
+                    slices(content, cut.users[0][plain], cut.users[1][plain]),
+                ],
+                schema=PARSED,
+            ),
+            searched.take(wanted),
         ]
-    return pa.RecordBatch.from_arrays(columns, schema=PARSED)
+    )
+    return Posts(kinds, rows[order], messages.take(pa.array(order)))
+
+
+def posts_of(messages: pa.RecordBatch, only: str) -> Posts:
+    """Count messages that were never one text by kind, and keep one kind.
+
+    Args:
+        messages: of schema PARSED.
+        only: the kind that is wanted.
+    """
+    counts = pc.value_counts(messages["kind"]).to_pylist()
+    rows = pc.indices_nonzero(pc.fill_null(pc.equal(messages["kind"], only), False))
+    kinds = Counter({entry["values"]: entry["counts"] for entry in counts})
+    return Posts(kinds, rows.to_numpy(), messages.take(rows))
 
 
 def _search(content: pa.Array) -> pa.RecordBatch:
@@ -144,11 +189,13 @@ def _search(content: pa.Array) -> pa.RecordBatch:
     parts = pc.extract_regex(slices(content, tails, ends), _TAIL_PATTERN)
     found = is_cut & parts.is_valid().to_numpy(zero_copy_only=False)
     prompts = slices(content, np.where(found, starts + 2, ends), np.where(found, tails - 5, ends))
+    by_tail = _from_parts(parts, prompts, pa.array(found))
     # chatter without the mark is not worth the search
     is_marked = pc.match_substring(content, "** - ").to_numpy(zero_copy_only=False)
     rest = np.flatnonzero(is_marked & ~found)
+    if not len(rest):
+        return by_tail
     whole = pc.extract_regex(content.take(pa.array(rest)), RE2_PATTERN)
-    by_tail = _from_parts(parts, prompts, pa.array(found))
     by_all = _from_parts(whole, pc.struct_field(whole, "prompt"), whole.is_valid())
     rows = np.arange(len(content))
     rows[rest] = len(content) + np.arange(len(rest))
@@ -185,21 +232,11 @@ def _from_parts(parts: pa.Array, prompts: pa.Array, found: pa.Array) -> pa.Recor
 class _Cut:
     """Messages in pieces; where `is_cut` is false, the pieces mean nothing."""
 
-    content: pa.Array
     is_cut: Bools
     actions: pa.Array
     rests: pa.Array
     prompts: tuple[Ints, Ints]  # where each starts and ends, as `slices` takes them
     users: tuple[Ints, Ints]
-    ends: Ints  # of the rows
-
-    def prompts_and_users(self, wanted: Bools) -> tuple[pa.Array, pa.Array]:
-        """Copy prompts and users of the wanted rows; empty in the others."""
-        first, second = (
-            slices(self.content, *(np.where(wanted, bound, self.ends) for bound in bounds))
-            for bounds in (self.prompts, self.users)
-        )
-        return first, second
 
 
 def _cut(content: pa.Array) -> _Cut:
@@ -211,26 +248,33 @@ def _cut(content: pa.Array) -> _Cut:
     offsets, text = string_buffers(content)
     starts, ends = offsets[:-1], offsets[1:]
     tails, is_cut = _tails(text, starts, ends)
-    tail = slices(content, tails, ends)
-    opening = pc.find_substring(tail, "<@").to_numpy() + tails
-    closing = pc.find_substring(tail, ">").to_numpy() + tails
-    is_id = is_cut & (opening >= tails) & (closing > opening)
+    # a grid's user follows at once, and an `Image #1` has its length
+    after = np.where(_letters(text, tails) == ord("I"), tails + len("Image #1 "), tails)
+    opening = np.where(_letters(text, after) == ord("<"), after, -1)
+    others = np.flatnonzero(is_cut & (opening < 0))
+    tail = slices(content, tails[others], ends[others])
+    at = pc.find_substring(tail, "<@").to_numpy()
+    opening[others] = np.where(at < 0, -1, tails[others] + at)
+    is_id = is_cut & (opening >= 0) & (_letters(text, opening + 1) == ord("@"))
     opening = np.where(is_id, opening, ends)
-    closing = np.where(is_id, closing, ends)
     first = opening + 2  # of the user's letters
-    if len(text):
-        first += text[np.minimum(first, len(text) - 1)] == ord("!")
-    first = np.where(is_id, first, ends)
+    first += _letters(text, first) == ord("!")
+    closing = first + 18
+    for length in (19, 17, 20, 16, 21, 15):  # the digits of an id
+        others = np.flatnonzero(_letters(text, closing) != ord(">"))
+        if not len(others):
+            break
+        closing[others] = first[others] + length
+    is_id &= _letters(text, closing) == ord(">")
+    is_id &= closing < ends
+    first, closing = (np.where(is_id, bound, ends) for bound in (first, closing))
     is_id &= _are_ids(slices(content, first, closing))
-    after = np.where(is_id, closing + 1, ends)
     return _Cut(
-        content,
         is_id,
-        slices(content, np.where(is_id, tails, ends), opening),
-        slices(content, after, ends),
+        slices(content, np.where(is_id, tails, ends), np.where(is_id, opening, ends)),
+        slices(content, np.where(is_id, closing + 1, ends), ends),
         (starts + 2, tails - 5),
         (first, closing),
-        ends,
     )
 
 
@@ -260,9 +304,7 @@ def slices(strings: pa.Array, starts: Ints, ends: Ints) -> pa.Array:
 
 def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints, Bools]:
     """Find what follows the last `** - ` of each row that begins with `**`."""
-    stars = np.flatnonzero(text[:-4] == ord("*")) if len(text) > 4 else np.empty(0, np.int64)
-    for distance, mark in enumerate(b"* - ", start=1):
-        stars = stars[text[stars + distance] == mark]
+    stars = _find_marks(text)
     at = np.searchsorted(stars, ends - 5, side="right") - 1
     last = np.append(stars, -1)[at]  # row -1 if there is none before
     head = np.minimum(starts, max(len(text) - 2, 0))
@@ -270,6 +312,24 @@ def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints,
     if len(text) > 1:
         is_cut &= (text[head] == ord("*")) & (text[head + 1] == ord("*"))
     return np.where(is_cut, last + 5, ends), is_cut
+
+
+def _letters(text: npt.NDArray[np.uint8], places: Ints) -> npt.NDArray[np.uint8]:
+    """Read single letters; those past the end are that of the end."""
+    return text[np.minimum(places, len(text) - 1)] if len(text) else np.zeros(len(places), np.uint8)
+
+
+def _find_marks(text: npt.NDArray[np.uint8]) -> Ints:
+    """List where `** - ` stands, rising; four letters are compared as one number."""
+    mark = np.frombuffer(b"** -", np.uint32)[0]
+    found = []
+    for shift in range(4):
+        words = len(text[shift:]) // 4
+        numbers = np.frombuffer(text[shift:], np.uint32, words)
+        found.append(np.flatnonzero(numbers == mark) * 4 + shift)
+    stars = np.sort(np.concatenate(found))
+    stars = stars[stars < len(text) - 4]
+    return np.asarray(stars[text[stars + 4] == ord(" ")])
 
 
 def _are_ids(users: pa.Array) -> Bools:

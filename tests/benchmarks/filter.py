@@ -23,7 +23,8 @@ import pyarrow.parquet as pq
 from tests.benchmarks.export_writer import write_export
 from tests.benchmarks.merge import Run, timed
 
-ENGINES = ("duckdb", "polars", "pyarrow", "pandas")
+ENGINES = ("duckdb", "duckdb_by_date", "polars", "pyarrow", "pandas")
+PACKAGES = ("duckdb", "polars", "pyarrow", "pandas")
 QUERIES = Path(__file__).with_name("filter_engines.py")
 PROFILE = Path("profiles/sd15.yaml")
 COLUMNS = ["id", "user", "caption"]
@@ -38,7 +39,7 @@ def versions(python: str) -> str:
     """Name the engines' versions."""
     code = "import importlib.metadata as m; print(*(f'{n} {m.version(n)}' for n in %r), sep=', ')"
     done = subprocess.run(
-        [python, "-c", code % (ENGINES,)], capture_output=True, text=True, check=True
+        [python, "-c", code % (PACKAGES,)], capture_output=True, text=True, check=True
     )
     return done.stdout.strip()
 
