@@ -318,9 +318,7 @@ def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[
     yield from others
 
 
-def _noting_users(
-    pairs: Iterable[pa.RecordBatch], users: set[int]
-) -> Iterator[pa.RecordBatch]:
+def _noting_users(pairs: Iterable[pa.RecordBatch], users: set[int]) -> Iterator[pa.RecordBatch]:
     for batch in pairs:
         users.update(pc.unique(batch["user"]).to_pylist())
         yield batch

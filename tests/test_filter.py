@@ -21,7 +21,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.filter import PAIRS, attachment_ids, run
+from stages.filter import PAIRS, run
 from stages.harness.params import load_params
 from stages.midjourney.engagement import Engagement, count_users, top_users
 from stages.midjourney.export import LAYOUTS, Export, utc_seconds
@@ -165,8 +165,9 @@ def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
             is_candidate = pa.array([user < "c" for user in batch], pa.bool_())
             engagement.add(count_users(pa.array(batch, pa.string()), is_candidate, 100 * number))
         best, few = top_users(engagement.by_part(), count, min_upscales)
-    assert list(zip(best["user"].to_pylist(), best["upscales"].to_pylist(), strict=True)) == (
-        plain[:count]
+    assert (
+        list(zip(best["user"].to_pylist(), best["upscales"].to_pylist(), strict=True))
+        == (plain[:count])
     )
     left = {user for user, _ in plain}
     assert few == sum(user < "c" and user not in left for user in users)
@@ -410,7 +411,12 @@ def test_the_command_line_filters_and_fails_with_one_clear_message(messages_csv:
 def test_help_explains_each_option() -> None:
     shown = filter_command("--help").stdout
     assert "usage: python -m stages.filter" in shown
-    for words in ("--export PATH", "as CSV, CSV.gz, CSV.zst or parquet", "--params FILE", "`user` is a"):
+    for words in (
+        "--export PATH",
+        "as CSV, CSV.gz, CSV.zst or parquet",
+        "--params FILE",
+        "`user` is a",
+    ):
         assert words in shown
 
 

@@ -11,11 +11,9 @@ from hypothesis import strategies as st
 from stages.midjourney.message import KIND_OF_VERB, parse_message, parse_messages
 from stages.midjourney.prompt import (
     ALIASES,
-    PROMPTS,
     aspect_ratio,
     default_version,
     parse_prompt,
-    parse_prompts,
     plain_version,
 )
 

@@ -18,8 +18,8 @@ from stages.images.address import PrivateAddressError, modest_socket, public_soc
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, original, picture_key
 from stages.images.mirror import mirrored
-from stages.images.part import Part
 from stages.images.outcome import Failed, Fetched, Outcome, Source
+from stages.images.part import Part
 from stages.images.robots import ROBOT, disallows
 from stages.images.verify import verify
 

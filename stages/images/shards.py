@@ -68,9 +68,8 @@ def write_shards(samples: Iterable[Sample], folder: Path, shard_size: int) -> in
     """
     ready, shards = _ahead(samples), 0
     while (first := next(ready, None)) is not None:
-        with tarfile.open(
-            folder / f"{shards:05}.tar", "w", format=tarfile.USTAR_FORMAT, copybufsize=COPY_BYTES
-        ) as tar:
+        with tarfile.open(folder / f"{shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            tar.copybufsize = COPY_BYTES  # type: ignore[attr-defined]
             for files in itertools.chain([first], itertools.islice(ready, shard_size - 1)):
                 for name, content in files:
                     header = tarfile.TarInfo(name)  # mtime 0, nobody's, mode 0644

@@ -97,7 +97,7 @@ class Engagement:
     def _spill(self, counts: pa.Table) -> None:
         if not self._parts:
             for _ in range(PARTS):
-                file = self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))
+                file = self._open.enter_context(tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115
                 self._files.append(file)
                 self._parts.append(pa.ipc.new_stream(pa.PythonFile(file, "w"), COUNTS))
         for batch in counts.combine_chunks().to_batches():

@@ -46,9 +46,7 @@ _REST = (
     r"(?: \((?:metered, ?)?(?:fast|relaxed|turbo)(?:, ?stealth)?\))?"
     r"\s*(?:\n-#.*)?\z"
 )
-_TAIL = (
-    rf"{_ACTION}(?:<@!?(?P<user_id>\d{{15,21}})>|@(?P<user_name>[^\r\n]+?)){_REST}"
-)
+_TAIL = rf"{_ACTION}(?:<@!?(?P<user_id>\d{{15,21}})>|@(?P<user_name>[^\r\n]+?)){_REST}"
 RE2_PATTERN = (
     r"(?s)\A(?P<prefix>Making variations for image #\d with prompt |Upscaling image #\d with "
     r"|Rerolling )?"

@@ -134,7 +134,11 @@ def prompt_reasons(
     if params.blocked_words:
         conditions["blocked_word"] = has_word(caption, params.blocked_words)
     return _first_that_holds(
-        {reason: conditions[reason] for reason in ("not_raw", *PROMPT_REASONS) if reason in conditions}
+        {
+            reason: conditions[reason]
+            for reason in ("not_raw", *PROMPT_REASONS)
+            if reason in conditions
+        }
     )
 
 

@@ -16,9 +16,16 @@ import pyarrow.compute as pc
 BATCH = 1 << 17  # messages at once
 FIRST_ID = 1_103_834_580_829_650_648  # of an attachment; a snowflake of 2023-05-05
 HEADER = b"AuthorID,Author,Date,Content,Attachments,Reactions\n"
-SYLLABLES = "ka lo mi ren tas vul dor fen gri hol ist jun kel mor nim pol qua ras sel tur".split()
-LOOKS = "oil painting,35mm film,soft light,wide shot,isometric,blue hour,macro,fog,4k".split(",")
-ODD = ["a 3 “quoted” fox", "南极 的 企鹅", "🦊 in snow", 'the ""red"" door', "two ** stars", "a\nlake"]
+SYLLABLES = [f"{a}{b}" for a in "klmrtvdfgh" for b in ("a", "or", "in")]
+LOOKS = ["oil painting", "35mm film", "soft light", "wide shot", "blue hour", "macro", "fog", "4k"]
+ODD = [
+    "a 3 “quoted” fox",
+    "南极 的 企鹅",
+    "🦊 in snow",
+    'the ""red"" door',
+    "two ** stars",
+    "a\nlake",
+]
 
 # (share, text); shares of a table sum to 1
 ACTIONS = [

@@ -66,12 +66,28 @@ def main() -> None:
         f"pyarrow {importlib.metadata.version('pyarrow')}"
     )
     out, report = folder / "pairs.parquet", folder / "report.json"
-    stage = [sys.executable, "-m", "stages.filter", "--export", export, "--out", out]
-    commands = {"ours": [*stage, "--report", report, "--params", PROFILE]}
+    stage: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "stages.filter",
+        "--export",
+        export,
+        "--out",
+        out,
+    ]
+    commands: dict[str, list[str | Path]] = {
+        "ours": [*stage, "--report", report, "--params", PROFILE]
+    }
     if options.python:
         print(f"theirs: {versions(options.python)}")
         for engine in options.engines:
-            theirs = [options.python, QUERIES, engine, export, folder / f"{engine}.parquet"]
+            theirs: list[str | Path] = [
+                options.python,
+                QUERIES,
+                engine,
+                export,
+                folder / f"{engine}.parquet",
+            ]
             commands[engine] = theirs
     with export.open("rb", buffering=0) as file:
         while file.read(1 << 22):  # into the cache, if it fits there

@@ -35,7 +35,7 @@ def duckdb_query(path: str, out: str) -> None:
 
 
 def duckdb_by_date_query(path: str, out: str) -> None:
-    """Ask DuckDB without numbering rows, for that takes one thread: by dates, if these only rise."""
+    """Ask DuckDB without numbering rows, which takes one thread: dates must only rise."""
     _ask_duckdb(path, out, "(select *, Date as place from read_csv({csv}) where {marked})")
 
 
@@ -139,7 +139,11 @@ def polars_query(path: str, out: str) -> None:
             & (version.is_in(["5.1", "5.2"]) | (version.is_null() & (pl.col("Date") >= DEFAULT_51)))
             & pl.max_horizontal(wide / high, high / wide).fill_null(1.0).le(2)
         )
-        .with_columns(caption=prompt.str.extract(CAPTION, 1).str.replace_all(r"\s+", " ").str.strip_chars_end(" ,;"))
+        .with_columns(
+            caption=prompt.str.extract(CAPTION, 1)
+            .str.replace_all(r"\s+", " ")
+            .str.strip_chars_end(" ,;")
+        )
         .filter((pl.col("caption").str.len_chars() >= 5) & ~pl.col("caption").str.contains(BLOCKED))
         .sort("place")
         .with_columns(key=pl.col("caption").str.to_lowercase())
@@ -169,7 +173,8 @@ def pyarrow_query(path: str, out: str) -> None:
     ):
         content = batch["Content"]
         is_marked = pc.or_(
-            pc.match_substring(content, "** - Image #"), pc.match_substring(content, "** - Upscaled")
+            pc.match_substring(content, "** - Image #"),
+            pc.match_substring(content, "** - Upscaled"),
         )
         kept = batch.filter(is_marked)
         parts = pc.extract_regex(kept["Content"], MESSAGE)
@@ -195,7 +200,10 @@ def pandas_query(path: str, out: str) -> None:
 
     found = []
     for chunk in pd.read_csv(
-        path, usecols=["Date", "Content", "Attachments"], dtype="str", keep_default_na=False,
+        path,
+        usecols=["Date", "Content", "Attachments"],
+        dtype="str",
+        keep_default_na=False,
         chunksize=200_000,
     ):
         is_marked = chunk["Content"].str.contains("** - Image #", regex=False) | chunk[
