@@ -37,7 +37,7 @@ import yaml
 from PIL import Image
 
 from tests.benchmarks.filter import median
-from tests.benchmarks.merge import Run, timed
+from tests.benchmarks.timing import Run, timed
 
 SIDE_PX = 1024
 BASES = 16  # pictures of different pixels; files differ by a text of their own

@@ -21,7 +21,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from tests.benchmarks.export_writer import write_export
-from tests.benchmarks.merge import Run, timed
+from tests.benchmarks.timing import Run, timed
 
 ENGINES = ("duckdb", "duckdb_by_date", "polars", "pyarrow", "pandas")
 PACKAGES = ("duckdb", "polars", "pyarrow", "pandas")
