@@ -175,6 +175,15 @@ def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Pat
     assert image_server.user_agents == {"cosmopolitan"}
 
 
+def test_a_name_that_no_server_knows_fails_and_harms_no_other(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {"nowhere": "http://nowhere.invalid/fox.png", "fox": image_server.link("fox")}
+    failed = downloaded(tmp_path, links)["failed"]
+    assert failed["unreachable"] + failed["timeout"] == 1  # a resolver may be slow to say no
+    assert stored_ids(tmp_path) == ["fox"]
+
+
 def closed_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

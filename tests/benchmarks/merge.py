@@ -14,6 +14,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +24,6 @@ from safetensors import safe_open
 
 from stages.diffusion.model import write_single_file
 from stages.diffusion.single_file import POSITION_IDS
-from tests.benchmarks.timing import timed
 from tests.test_single_file import shapes_on_meta
 
 METHODS = {  # ours, and sd-mecha's of the same meaning
@@ -55,6 +57,14 @@ DEEPEST = "0.6*(0.5*a + 0.5*b + 0.5*(c - d)) + 0.2*e + 0.2*f"
 SAMPLED = "model.diffusion_model.input_blocks.7.0.in_layers.2.weight"
 
 
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One process."""
+
+    seconds: float
+    peak_mb: float
+
+
 def write_models(folder: Path, count: int) -> list[Path]:
     """Write full-size files of random float16 weights, those that are not there yet."""
     paths = [folder / f"{chr(ord('a') + i)}.safetensors" for i in range(count)]
@@ -67,6 +77,21 @@ def write_models(folder: Path, count: int) -> list[Path]:
         tensors[POSITION_IDS] = torch.arange(77)[None]
         write_single_file(path, tensors, {}, torch.float16)
     return paths
+
+
+def timed(command: Sequence[str | Path]) -> Run:
+    """Run a process to its end; its time, and its largest resident set."""
+    started = time.perf_counter()
+    process = subprocess.Popen(
+        [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    assert process.stderr
+    error = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        sys.exit(f"{command[0]} failed:\n{error.decode()[-2000:]}")
+    return Run(time.perf_counter() - started, usage.ru_maxrss / 1024)
 
 
 def merge_command(expression: str, paths: dict[str, Path], out: Path) -> list[str | Path]:
