@@ -18,6 +18,7 @@ from stages.harness.files import replacing
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder
+from stages.page.data_card import data_card
 from stages.page.findings import Findings, read_findings
 from stages.page.site import PAGE, Sources, make_site
 
@@ -45,6 +46,7 @@ def run(
     params: ReportParams,
     all_params: Mapping[str, Any],
     picture: Path | None = None,
+    card: Path | None = None,
 ) -> list[str]:
     """Write the page of one run.
 
@@ -55,6 +57,7 @@ def run(
         all_params: the whole params; only the listed sections of it are looked at.
         picture: becomes a copy of the largest sheet of the last grid, to be committed and shown
             where the page cannot be.
+        card: becomes the data card, if filter and download have reported.
 
     Returns:
         What is missing.
@@ -82,6 +85,10 @@ def run(
             raise FileNotFoundError(f"{last}: no sheet to copy to {picture}. Run `dvc repro` first")
         with replacing(picture) as scratch:
             shutil.copyfile(sheets[-1], scratch)
+    if card and findings.filter and findings.download:
+        text = data_card(sources.images, findings.filter, findings.download)
+        with replacing(card) as scratch:
+            scratch.write_text(text, encoding="utf-8")
     for name in findings.unknown:
         print(f"{sources.reports / name}: not shown, for it is no report that the page knows")
     for name in site.left_over:
@@ -134,6 +141,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="becomes a copy of the last grid's largest sheet, for a README",
     )
+    parser.add_argument("--card", type=Path, metavar="FILE", help="becomes the data card, Markdown")
     add_params_option(parser)
     return parser.parse_args(argv)
 
@@ -145,7 +153,7 @@ def main() -> None:
         params = load_params("report", ReportParams, options.params)
         all_params = yaml.safe_load(options.params.read_text(encoding="utf-8"))
         sources = Sources(options.reports, options.images, options.split, options.release)
-        run(sources, options.out, params, all_params, options.picture)
+        run(sources, options.out, params, all_params, options.picture, options.card)
 
 
 if __name__ == "__main__":

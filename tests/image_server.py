@@ -45,6 +45,7 @@ class ImageServer:
     def __init__(self, delay_s: float = 0.0) -> None:
         self.delay_s = delay_s
         self.asked: Counter[str] = Counter()  # by name
+        self.sent: Counter[str] = Counter()  # bytes of bodies of "part-…", by name
         self.asked_at: list[float] = []  # time.monotonic
         self.user_agents: set[str] = set()
         self.port = 0
@@ -65,6 +66,8 @@ class ImageServer:
             await asyncio.sleep(30)
         if kind in ("cut", "endless"):
             return await self.stream(kind, request)
+        if kind == "part":
+            return self.part_answer(name, request)
         return self.whole_answer(kind, rest, name)
 
     def whole_answer(self, kind: str, rest: str, name: str) -> web.Response:
@@ -89,6 +92,19 @@ class ImageServer:
             "small": png(name, 8),
         }
         return web.Response(body=bodies.get(kind, content), content_type="image/png")
+
+    def tag(self, name: str) -> str:
+        return f'"{hashlib.sha256(png(name)).hexdigest()}"'
+
+    def part_answer(self, name: str, request: web.Request) -> web.Response:
+        """Give the rest that is asked for, if the asker has this version's beginning."""
+        content, headers = png(name), {"ETag": self.tag(name)}
+        first, status = 0, 200
+        if request.headers.get("If-Range") == self.tag(name):
+            first, status = int(request.headers["Range"][len("bytes=") : -1]), 206
+            headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
+        self.sent[name] += len(content) - first
+        return web.Response(body=content[first:], status=status, headers=headers)
 
     async def stream(self, kind: str, request: web.Request) -> web.StreamResponse:
         headers = {"Content-Length": "4000"} if kind == "cut" else {}

@@ -38,6 +38,7 @@ from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Picture
+from stages.images.part import Part
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.verify import verify
@@ -172,6 +173,15 @@ def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Pat
     assert all(image_server.asked[f"status-{code}"] == 1 for code in (401, 403, 404, 410))
     assert not image_server.asked["expired"]
     assert image_server.user_agents == {"cosmopolitan"}
+
+
+def test_a_name_that_no_server_knows_fails_and_harms_no_other(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {"nowhere": "http://nowhere.invalid/fox.png", "fox": image_server.link("fox")}
+    failed = downloaded(tmp_path, links)["failed"]
+    assert failed["unreachable"] + failed["timeout"] == 1  # a resolver may be slow to say no
+    assert stored_ids(tmp_path) == ["fox"]
 
 
 def closed_port() -> int:
@@ -318,6 +328,66 @@ def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_by
     assert shard_bytes(broken / "images") == shard_bytes(tmp_path / "whole" / "images")
     reports = [(folder / "report.json").read_bytes() for folder in (broken, tmp_path / "whole")]
     assert reports[0] == reports[1]
+
+
+def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    names = [f"picture{i:03}" for i in range(40)]
+    rng = random.Random(20)
+    params = replace(PARAMS, timeout_s=10.0, shard_size=16)
+    with serving(ImageServer(delay_s=0.03)) as server:
+        links = {name: server.link(name) for name in names}
+        downloaded(tmp_path / "whole", links, params)
+        wanted = shard_bytes(tmp_path / "whole" / "images")
+        broken = tmp_path / "broken"
+        write_pairs(broken / "pairs.parquet", links)
+        for _ in range(20):
+            process = subprocess.Popen(
+                command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, stderr=-3
+            )
+            time.sleep(rng.uniform(0.3, 0.9))  # before, in and after the work
+            process.kill()
+            process.wait()
+            if (broken / "images").exists():
+                assert shard_bytes(broken / "images") == wanted
+        subprocess.run(
+            command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, check=True
+        )
+    assert shard_bytes(broken / "images") == wanted
+
+
+def test_a_file_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its_start(
+    tmp_path: Path,
+) -> None:
+    with serving(ImageServer()) as server:
+        for version, first in (("one", "same"), ("two", "changed")):
+            name = f"part-{first}-{version}"
+            link = server.link(name)
+            kept = Kept(tmp_path / version / "work", "").picture_path(link)
+            kept.parent.mkdir(parents=True)
+            part = Part(kept)
+            tag = server.tag(name) if first == "same" else '"of another file"'
+            assert part.begin(200, {"ETag": tag}) == 0
+            part.body.write_bytes(png(name)[:1500])
+            assert downloaded(tmp_path / version, {"fox": link})["fetched"] == 1
+            assert kept.read_bytes() == png(name)
+            whole = len(png(name))
+            assert server.sent[name] == (whole - 1500 if first == "same" else whole)
+            assert not list(kept.parent.glob("*.*"))
+
+
+def test_a_part_without_a_strong_version_is_not_gone_on_with(tmp_path: Path) -> None:
+    part = Part(tmp_path / "picture")
+    assert part.begin(200, {"ETag": 'W/"weak"'}) == 0
+    part.body.write_bytes(b"abc")
+    assert part.range_headers() == {}
+    assert part.begin(200, {"ETag": '"strong"'}) == 0
+    part.body.write_bytes(b"abc")
+    assert part.range_headers() == {"Range": "bytes=3-", "If-Range": '"strong"'}
+    assert part.begin(206, {"Content-Range": "bytes 3-9/10"}) == 3
+    assert part.begin(206, {"Content-Range": "bytes 4-9/10"}) is None
+    assert not part.body.exists()
 
 
 def test_what_is_kept_serves_other_params_and_rows(

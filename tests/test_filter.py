@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.filter import PAIRS, run, user_ranks
+from stages.filter import PAIRS, attachment_ids, run
 from stages.harness.params import load_params
+from stages.midjourney import export
+from stages.midjourney.engagement import Engagement, count_users, top_users
 from stages.midjourney.export import LAYOUTS, Export, utc_seconds
 from stages.midjourney.reject import REASONS, FilterParams
 
@@ -147,10 +150,28 @@ def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
     assert [pair["user"] for pair in pairs] == [3, 1, 2, 1, 2]
 
 
-@given(st.lists(st.sampled_from("abcdef"), min_size=1))
-def test_ranks_are_those_of_a_plain_count(users: list[str]) -> None:
-    plain = [user for user, _ in Counter(users).most_common()]
-    assert list(user_ranks(Counter(users))) == plain
+@given(
+    batches=st.lists(st.lists(st.sampled_from("abcdef")), min_size=1),
+    rows_in_memory=st.sampled_from([1, 4, 1000]),
+    count=st.integers(1, 7),
+    min_upscales=st.integers(0, 3),
+)
+def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
+    batches: list[list[str]], rows_in_memory: int, count: int, min_upscales: int
+) -> None:
+    users = [user for batch in batches for user in batch]
+    plain = [(user, n) for user, n in Counter(users).most_common() if n >= min_upscales]
+    with Engagement(Path(tempfile.gettempdir()), rows_in_memory) as engagement:
+        for number, batch in enumerate(batches):
+            is_candidate = pa.array([user < "c" for user in batch], pa.bool_())
+            engagement.add(count_users(pa.array(batch, pa.string()), is_candidate, 100 * number))
+        best, few = top_users(engagement.by_part(), count, min_upscales)
+    assert (
+        list(zip(best["user"].to_pylist(), best["upscales"].to_pylist(), strict=True))
+        == (plain[:count])
+    )
+    left = {user for user, _ in plain}
+    assert few == sum(user < "c" and user not in left for user in users)
 
 
 def test_all_users_and_captions_pass_when_the_params_say_so(messages_csv: Path) -> None:
@@ -195,6 +216,146 @@ def test_rows_with_another_number_of_fields_are_malformed(messages_csv: Path) ->
     _, report = filtered(messages_csv)
     assert report["dropped"]["malformed"] == 2
     assert report["read"] == report["kept"] + sum(report["dropped"].values())
+
+
+# --- bad files, large files, several files -----------------------------------------------------
+
+
+def test_a_row_cut_off_in_its_quotes_is_malformed_and_the_rest_stays(messages_csv: Path) -> None:
+    wanted, before = filtered(messages_csv)
+    line = messages_csv.read_bytes().splitlines(keepends=True)[1]
+    messages_csv.write_bytes(messages_csv.read_bytes() + line[: line.index(b"red fox") + 3])
+    pairs, report = filtered(messages_csv)
+    assert pairs == wanted
+    assert report["read"] == before["read"] + 1
+    assert report["dropped"]["malformed"] == before["dropped"]["malformed"] + 1
+
+
+def test_rows_that_are_no_utf8_are_malformed_and_the_rest_stays(messages_csv: Path) -> None:
+    wanted, before = filtered(messages_csv)
+    line = messages_csv.read_bytes().splitlines(keepends=True)[1]
+    garbled = line.replace(b"red fox", b"red \xff\xfe fox")
+    messages_csv.write_bytes(messages_csv.read_bytes() + garbled * 2)
+    pairs, report = filtered(messages_csv)
+    assert pairs == wanted
+    assert report["dropped"]["malformed"] == before["dropped"]["malformed"] + 2
+    assert report["read"] == report["kept"] + sum(report["dropped"].values())
+
+
+def test_nul_bytes_are_letters_like_others(messages_csv: Path) -> None:
+    line = messages_csv.read_bytes().splitlines(keepends=True)[1]
+    messages_csv.write_bytes(
+        messages_csv.read_bytes()
+        + line.replace(b"red fox", b"re\0d fox")
+        + line.replace(b"**red", b"\0**red")
+    )
+    pairs, report = filtered(messages_csv)
+    assert "re\0d fox" in [pair["caption"] for pair in pairs]
+    assert report["dropped"]["malformed"] == 2
+
+
+def test_a_field_of_ten_megabytes_is_one_message_among_others(messages_csv: Path) -> None:
+    wanted, before = filtered(messages_csv)
+    line = messages_csv.read_bytes().splitlines(keepends=True)[1]
+    head, *lines = messages_csv.read_bytes().splitlines(keepends=True)
+    long = line.replace(b"red fox", b"red fox, " * (10_000_000 // 9))
+    messages_csv.write_bytes(b"".join([head, *lines[:3], long, *lines[3:]]))
+    pairs, report = filtered(messages_csv)
+    assert len(pairs) == len(wanted) + 1
+    assert max(len(pair["caption"]) for pair in pairs) > 9_000_000
+    assert report["read"] == before["read"] + 1
+
+
+def test_a_quote_that_never_ends_stops_the_stage_and_names_the_file(
+    messages_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "BLOCK_BYTES", (2000, 4000))
+    line = messages_csv.read_bytes().splitlines(keepends=True)[1]
+    messages_csv.write_bytes(messages_csv.read_bytes() + b'"' + b"x" * 9000 + line)
+    with pytest.raises(ValueError, match=r"messages\.csv: not readable as CSV"):
+        filtered(messages_csv)
+
+
+@pytest.mark.parametrize("block_bytes", [(700, 1 << 20), (1500, 1 << 20), (1 << 20,)])
+def test_the_size_of_a_block_changes_nothing(
+    block_bytes: tuple[int, ...], messages_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filtered(messages_csv)
+    before = (messages_csv.parent / "out.parquet").read_bytes()
+    monkeypatch.setattr(export, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(export, "BATCH_BYTES", 900)
+    filtered(messages_csv)
+    assert (messages_csv.parent / "out.parquet").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["", "*.csv*", "part-*"])
+def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(
+    name: str, messages_csv: Path
+) -> None:
+    wanted, before = filtered(messages_csv)
+    rows = [(row["Content"], row["Attachments"]) for row in csv_rows(messages_csv)]
+    folder = messages_csv.parent / "parts"
+    folder.mkdir()
+    write_csv(folder / "part-1.csv", rows[:5])
+    write_csv(folder / "part-2.csv.gz", rows[5:9])
+    with pa.CompressedOutputStream(str(folder / "part-3.csv.zst"), "zstd") as file:
+        file.write(write_csv(folder / "whole", rows[9:]).read_bytes())
+    (folder / "whole").unlink()
+    out, report = messages_csv.parent / "out.parquet", messages_csv.parent / "report.json"
+    run(folder / name, out, report, PARAMS)
+    assert pq.read_table(out).to_pylist() == wanted
+    assert json.loads(report.read_text()) == before
+
+
+def test_a_folder_or_pattern_without_exports_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file in this folder ends in"):
+        filtered(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"x\*: no such export file, folder or pattern"):
+        filtered(tmp_path / "x*")
+
+
+@given(
+    rows=st.lists(
+        st.lists(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=9), min_size=3, max_size=3
+        )
+    ),
+    order=st.permutations(["Date", "Content", "Attachments", "Author"]),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    block=st.sampled_from([64, 4096]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_a_csv_writer_writes_is_read_back(
+    rows: list[list[str]], order: list[str], line_end: str, block: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "BLOCK_BYTES", (block, 1 << 20))
+        path = Path(folder, "messages.csv")
+        named = [dict(zip(order, [*row, "bot"], strict=True)) for row in rows]
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, order, quoting=csv.QUOTE_ALL, lineterminator=line_end)
+            writer.writeheader()
+            writer.writerows(named)
+        source = Export(path)
+        read = [row for batch in source.batches() for row in batch.to_pylist()]
+    wanted = [{name: row[name] for name in source.layout.columns} for row in named]
+    assert read == wanted
+    assert not source.bad_rows
+
+
+@given(
+    st.lists(
+        st.from_regex(
+            r"https?://[a-z]{1,4}(/[0-9a-z]{0,3}){0,4}(\?[0-9a-z/]{0,5})?", fullmatch=True
+        )
+    )
+)
+def test_a_picture_is_named_by_the_number_before_its_file(urls: list[str]) -> None:
+    names = attachment_ids(pa.array(urls, pa.string())).to_pylist()
+    for url, name in zip(urls, names, strict=True):
+        parts = url.split("?")[0].split("/")
+        wanted = parts[-2] if len(parts) > 2 and parts[-2].isdecimal() else None
+        assert name == wanted, url
 
 
 # --- layouts ----------------------------------------------------------------------------------
@@ -391,7 +552,12 @@ def test_the_command_line_filters_and_fails_with_one_clear_message(messages_csv:
 def test_help_explains_each_option() -> None:
     shown = filter_command("--help").stdout
     assert "usage: python -m stages.filter" in shown
-    for words in ("--export FILE", "as CSV, CSV.gz or parquet", "--params FILE", "`user` is a"):
+    for words in (
+        "--export PATH",
+        "as CSV, CSV.gz, CSV.zst or parquet",
+        "--params FILE",
+        "`user` is a",
+    ):
         assert words in shown
 
 

@@ -106,7 +106,7 @@ def assert_column_agrees(contents: list[str]) -> None:
     parsed = parse_messages(pa.array(contents, pa.string())).to_pylist()
     for content, row in zip(contents, parsed, strict=True):
         message = parse_message(content)
-        wanted = {name: getattr(message, name, None) for name in row}
+        wanted = {name: getattr(message, name, None) for name in row}  # of schema PARSED
         assert row == wanted, content
 
 

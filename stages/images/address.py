@@ -5,6 +5,8 @@ import socket
 
 from aiohttp import AddrInfoType
 
+RECEIVED_AHEAD_BYTES = 1 << 17  # 1.3 MB/s each, 0.1 s away
+
 
 class PrivateAddressError(OSError):
     """A link led to an address that is not public."""
@@ -37,8 +39,18 @@ def public_socket(info: AddrInfoType) -> socket.socket:
     Raises:
         PrivateAddressError: if the address is not public.
     """
-    family, kind, protocol, _, address = info
-    if not is_public(str(address[0])):
+    if not is_public(str(info[4][0])):
         # one message for all, or aiohttp makes another error of several
         raise PrivateAddressError("not a public address")
-    return socket.socket(family, kind, protocol)
+    return modest_socket(info)
+
+
+def modest_socket(info: AddrInfoType) -> socket.socket:
+    """Open a socket to any address that takes in little ahead of what is written down.
+
+    What waits in it is lost with a kill, and is to be fetched again.
+    """
+    family, kind, protocol, _, _ = info
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_AHEAD_BYTES)
+    return opened

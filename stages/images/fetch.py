@@ -14,11 +14,12 @@ import aiohttp
 
 from stages.harness.params import Params
 from stages.harness.patience import LONGEST_RETRY_AFTER_S, back_off_s, retry_after_s
-from stages.images.address import PrivateAddressError, public_socket
+from stages.images.address import PrivateAddressError, modest_socket, public_socket
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, original, picture_key
 from stages.images.mirror import mirrored
 from stages.images.outcome import Failed, Fetched, Outcome, Source
+from stages.images.part import Part
 from stages.images.robots import ROBOT, disallows
 from stages.images.verify import verify
 
@@ -147,7 +148,7 @@ def open_session(params: DownloadParams) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(
             limit=params.connections,
             limit_per_host=params.connections,
-            socket_factory=None if params.allow_private_addresses else public_socket,
+            socket_factory=modest_socket if params.allow_private_addresses else public_socket,
         ),
         timeout=aiohttp.ClientTimeout(total=params.timeout_s),
         headers={"User-Agent": ROBOT, "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -201,24 +202,23 @@ class Fetcher:
     async def fetch(self, link: str, path: Path) -> Outcome:
         """Ask for a picture until there is a final answer or no try left; keep it at `path`."""
         path.parent.mkdir(exist_ok=True)
-        scratch = path.with_name(path.name + ".partial")
-        try:
-            if failed := await self.ask_patiently(link, scratch):
-                return failed
-            outcome = await self.judge(scratch, "link")
-            if isinstance(outcome, Fetched) or outcome == Failed("too_small"):
-                scratch.replace(path)  # sound, so that another min_side_px need not ask again
-            return replace(outcome, path=path) if isinstance(outcome, Fetched) else outcome
-        finally:
-            scratch.unlink(missing_ok=True)
+        part = Part(path)
+        if failed := await self.ask_patiently(link, part):
+            part.forget()
+            return failed
+        outcome = await self.judge(part.body, "link")
+        if isinstance(outcome, Fetched) or outcome == Failed("too_small"):
+            part.body.replace(path)  # sound, so that another min_side_px need not ask again
+        part.forget()
+        return replace(outcome, path=path) if isinstance(outcome, Fetched) else outcome
 
-    async def ask_patiently(self, link: str, scratch: Path) -> Failed | None:
-        """Ask, and again where that may help; None: the answer's body lies in `scratch`."""
+    async def ask_patiently(self, link: str, part: Part) -> Failed | None:
+        """Ask, and again where that may help; None: the answer's body is there."""
         host = urlsplit(link).netloc
         reason = ""
         for tries in range(self.params.retries + 1):
             await self.pace.wait(host)
-            answer = await self.ask(link, scratch)
+            answer = await self.ask(link, part)
             if not isinstance(answer, Again):
                 return answer
             reason = answer.reason
@@ -230,13 +230,16 @@ class Fetcher:
                 await asyncio.sleep(back_off_s(tries))
         return Failed(reason)
 
-    async def ask(self, link: str, scratch: Path) -> Failed | Again | None:
-        """Ask once, through redirects; None: the answer's body lies in `scratch`."""
+    async def ask(self, link: str, part: Part) -> Failed | Again | None:
+        """Ask once, through redirects, for what is not there yet; None: the body is there."""
+        headers = part.range_headers()
         try:
             for _ in range(MAX_REDIRECTS + 1):
-                async with self.session.get(link, allow_redirects=False) as response:
+                async with self.session.get(
+                    link, allow_redirects=False, headers=headers
+                ) as response:
                     if response.status not in REDIRECTS:
-                        return await self.read(response, scratch)
+                        return await self.read(response, part)
                     link = urljoin(link, response.headers.get("Location", ""))
                 if not is_link(link):
                     return Failed("bad_link")
@@ -251,16 +254,20 @@ class Fetcher:
         except aiohttp.ClientError:
             return Again("unreachable")
 
-    async def read(self, response: aiohttp.ClientResponse, scratch: Path) -> Failed | Again | None:
+    async def read(self, response: aiohttp.ClientResponse, part: Part) -> Failed | Again | None:
         """Judge an answer by its head, then write its body down piece by piece."""
         if verdict := judge_status(response.status, response.headers.get("Retry-After")):
+            if response.status == 416:  # what is there is no beginning of it
+                part.forget()
             return verdict
         if disallows(response.headers.getall("X-Robots-Tag", [])):
             return Failed("robots")
-        if (response.content_length or 0) > self.params.max_bytes:
+        written = part.begin(response.status, response.headers)
+        if written is None:
+            return Again("server_error")
+        if written + (response.content_length or 0) > self.params.max_bytes:
             return Failed("too_large")
-        written = 0
-        with scratch.open("wb") as file:
+        with part.body.open("ab", buffering=0) as file:
             async for piece in response.content.iter_chunked(PIECE_BYTES):
                 written += len(piece)
                 if written > self.params.max_bytes:
@@ -282,8 +289,10 @@ class Fetcher:
 def judge_status(status: int, retry_after: str | None) -> Failed | Again | None:
     """Say what an HTTP status means for a picture; None: here it comes."""
     match status:
-        case 200:
+        case 200 | 206:
             return None
+        case 416:
+            return Again("server_error")
         case 404 | 410:
             return Failed("gone")
         case 408:

@@ -8,9 +8,12 @@ Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
 import io
 import itertools
 import json
+import os
 import re
 import tarfile
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from stages.harness.files import sha256_bytes
 from stages.images.metadata import without_metadata
 from stages.images.outcome import Fetched
 
+COPY_BYTES = 1 << 20
 # A name ends at its first dot; slashes would make folders.
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -54,22 +58,38 @@ def sample_key(sample_id: str) -> str:
 def write_shards(samples: Iterable[Sample], folder: Path, shard_size: int) -> int:
     """Write `00000.tar`, `00001.tar` … of `shard_size` samples each, in the order given.
 
+    Pictures are read and checked in threads, a few ahead of the one that is written.
+
     Returns:
         The number of shards.
 
     Raises:
         ValueError: if a picture's file is no longer what it was when it was verified.
     """
-    waiting, shards = iter(samples), 0
-    while chunk := list(itertools.islice(waiting, shard_size)):
+    ready, shards = _ahead(samples), 0
+    while (first := next(ready, None)) is not None:
         with tarfile.open(folder / f"{shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in chunk:
-                for name, content in members(sample):
+            tar.copybufsize = COPY_BYTES  # type: ignore[attr-defined]
+            for files in itertools.chain([first], itertools.islice(ready, shard_size - 1)):
+                for name, content in files:
                     header = tarfile.TarInfo(name)  # mtime 0, nobody's, mode 0644
                     header.size = len(content)
                     tar.addfile(header, io.BytesIO(content))
         shards += 1
     return shards
+
+
+def _ahead(samples: Iterable[Sample]) -> Iterator[list[tuple[str, bytes]]]:
+    """Give the files of each sample, in order."""
+    workers = os.cpu_count() or 1
+    waiting: deque[Future[list[tuple[str, bytes]]]] = deque()
+    with ThreadPoolExecutor(workers) as threads:
+        for sample in samples:
+            waiting.append(threads.submit(lambda s: list(members(s)), sample))
+            if len(waiting) > workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def members(sample: Sample) -> Iterator[tuple[str, bytes]]:

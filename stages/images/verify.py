@@ -35,7 +35,10 @@ def picture_format(head: bytes) -> str | None:
 
 
 def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
-    """Decode a file completely, within limits.
+    """Check a file to its last byte, within limits: a PNG by its chunks, others by decoding.
+
+    Every byte of a PNG's pixels is under a checksum, which finds what a network does to a file;
+    other formats have none, and must be decoded.
 
     Args:
         path: a file that is not changed meanwhile.
@@ -48,34 +51,54 @@ def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
     name = picture_format(content[:12])
     if name is None:
         return Failed("not_an_image")
-    if name == "PNG" and not is_whole_png(content):
+    size = png_size(content) if name == "PNG" else decoded_size(content, name, max_pixels)
+    if size is None:
         return Failed("broken_image")
-    try:
-        with Image.open(io.BytesIO(content), formats=[name]) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                return Failed("too_many_pixels")
-            image.load()
-    except BROKEN:
-        return Failed("broken_image")
+    width, height = size
+    if width * height > max_pixels:
+        return Failed("too_many_pixels")
     return Picture(SUFFIXES[name], width, height, sha256_bytes(content))
 
 
-def is_whole_png(content: bytes) -> bool:
-    """Check every chunk's CRC up to the end marker; Pillow skips those of the pixels.
+def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] | None:
+    """Decode a picture completely, if it is not too large; None if that fails.
 
-    Source: W3C, "Portable Network Graphics", 5.3 Chunk layout.
+    Args:
+        content: of a file.
+        name: its format.
+        max_pixels: a picture of more is only measured.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=[name]) as image:
+            width, height = image.size
+            if width * height <= max_pixels:
+                image.load()
+    except BROKEN:
+        return None
+    return width, height
+
+
+def png_size(content: bytes) -> tuple[int, int] | None:
+    """Check every chunk's CRC up to the end marker; None if one is wrong or missing.
+
+    Source: W3C, "Portable Network Graphics", 5.3 Chunk layout, 5.6 Chunk ordering.
     """
     view, at = memoryview(content), len(PNG_SIGNATURE)
+    size, has_pixels = None, False
     while at + 12 <= len(view):
         (length,) = struct.unpack_from(">I", view, at)
-        end = at + 12 + length
+        kind, end = content[at + 4 : at + 8], at + 12 + length
         if end > len(view):
-            return False
+            return None
         (crc,) = struct.unpack_from(">I", view, end - 4)
         if zlib.crc32(view[at + 4 : end - 4]) != crc:
-            return False
-        if content[at + 4 : at + 8] == b"IEND":
-            return True
+            return None
+        if size is None:
+            if kind != b"IHDR" or length != 13:
+                return None
+            size = struct.unpack_from(">II", view, at + 8)
+        has_pixels |= kind == b"IDAT"
+        if kind == b"IEND":
+            return size if has_pixels and all(size) else None
         at = end
-    return False
+    return None

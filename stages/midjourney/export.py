@@ -1,10 +1,12 @@
-"""Read a Midjourney export in any layout known, in batches of one schema.
+"""Read a Midjourney export in any layout known, in batches.
 
-A file is read once, front to back, a few megabytes at a time. Each layout is a pure function
-from a batch of its own columns to a batch of schema MESSAGES; the header chooses it.
+A file is read once, front to back, a few megabytes at a time. Each layout is a pair of pure
+functions from a batch of its own columns: `posts` reads who posted what, of every row; `facts`
+what is wanted of the rows that are left when that is judged. The header chooses the layout.
 """
 
 import csv
+import glob
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,23 +17,30 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from stages.midjourney.message import GRID, KIND_OF_VERB, UPSCALE, parse_messages
+from stages.midjourney.message import (
+    GRID,
+    KIND_OF_VERB,
+    PARSED,
+    UPSCALE,
+    Posts,
+    find_messages,
+    posts_of,
+)
 
-MESSAGES = pa.schema(
+FACTS = pa.schema(
     [
         ("id", pa.string()),  # of the message; empty where the layout has none
         ("url", pa.string()),  # of the first attachment; empty if there is none
         ("timestamp", pa.timestamp("s", "UTC")),
-        ("prompt", pa.string()),
-        ("kind", pa.string()),  # null: not a message of the grammar
-        ("user", pa.string()),
         ("version", pa.string()),  # where a column says so; else null, and the prompt tells
         ("side_px", pa.int32()),  # shorter side; null where the layout does not tell
     ]
 )
 EVERYBODY = "everybody"  # stands for the users of a layout that names none
-BLOCK_BYTES = 16 << 20  # also the longest row that can be read
-BATCH_ROWS = 1 << 15
+BLOCK_BYTES = (2 << 20, 64 << 20, 512 << 20)  # also the longest row; the next if one is longer
+BATCH_ROWS = 1 << 13  # read from a parquet file at once
+BATCH_BYTES = 10 << 20  # judged at once, about 30,000 messages
+SUFFIXES = (".csv", ".csv.gz", ".csv.zst", ".parquet")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +49,16 @@ class Layout:
 
     name: str
     columns: tuple[str, ...]  # those that are read; all must be there
-    to_messages: Callable[[pa.RecordBatch], pa.RecordBatch]
+    link: str  # the column with the attachments
+    posts: Callable[[pa.RecordBatch], Posts]  # columns -> counts by kind, and the upscales
+    facts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema FACTS
 
 
 # --- columns ----------------------------------------------------------------------------------
+
+
+_UTC = pa.timestamp("s", "UTC")
+_PLAIN_DATE = r"\A\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d*)?(?:Z|\+00:?00)\z"
 
 
 def utc_seconds(text: pa.Array) -> pa.Array:
@@ -52,6 +67,12 @@ def utc_seconds(text: pa.Array) -> pa.Array:
     A date without a zone is taken as UTC, for the export does not say where it was made;
     what is no date becomes null.
     """
+    try:
+        if pc.all(pc.match_substring_regex(text, _PLAIN_DATE)).as_py():
+            seconds = pc.binary_slice(text.cast(pa.binary()), 0, 19).cast(pa.string())
+            return seconds.cast(pa.timestamp("s")).cast(_UTC)
+    except pa.ArrowInvalid:
+        pass  # a 31st of February
     parts = pc.extract_regex(
         text,
         r"\A\s*(?P<day>\d{4}-\d\d-\d\d)[T ](?P<time>\d\d:\d\d:\d\d)(?:\.\d*)?"
@@ -79,8 +100,22 @@ def utc_seconds(text: pa.Array) -> pa.Array:
     return pc.cast(pc.coalesce(iso, american), pa.timestamp("s", "UTC"))
 
 
+_LINK_START = r"\A[\s\[\"']*https?://[^,\s\"'\]]"
+
+
+def has_link(attachments: pa.Array) -> pa.Array:
+    """Tell where `first_link` will find one."""
+    found = pc.starts_with(attachments, "https://cdn.discordapp.com/")  # nearly all do
+    others = pc.invert(found)
+    return pc.replace_with_mask(
+        found, others, pc.match_substring_regex(attachments.filter(others), _LINK_START)
+    )
+
+
 def first_link(attachments: pa.Array) -> pa.Array:
     """Take the first of comma-joined links; empty if there is none."""
+    if pc.all(pc.match_substring_regex(attachments, r"\Ahttps?://[^,\s\"'\]]+\z")).as_py():
+        return attachments  # as almost always, one each
     found = pc.extract_regex(attachments, r"\A[\s\[\"']*(?P<url>https?://[^,\s\"'\]]+)")
     return pc.fill_null(pc.struct_field(found, "url"), "")
 
@@ -94,82 +129,71 @@ def shorter_side(width: pa.Array, height: pa.Array) -> pa.Array:
     return pc.min_element_wise(*sides, skip_nulls=False)
 
 
-def _messages(count: int, **columns: pa.Array) -> pa.RecordBatch:
-    """Make a batch of MESSAGES; columns not given are empty (id) or null."""
+def _facts(count: int, **columns: pa.Array) -> pa.RecordBatch:
+    """Make a batch of FACTS; columns not given are empty (id) or null."""
     blank = {"id": pa.repeat("", count)}
     arrays = [
         columns.get(field.name, blank.get(field.name, pa.nulls(count, field.type)))
-        for field in MESSAGES
+        for field in FACTS
     ]
-    return pa.RecordBatch.from_arrays(arrays, schema=MESSAGES)
+    return pa.RecordBatch.from_arrays(arrays, schema=FACTS)
+
+
+def _posts(prompt: pa.Array, kind: pa.Array, user: pa.Array) -> Posts:
+    return posts_of(pa.RecordBatch.from_arrays([prompt, kind, user], schema=PARSED), UPSCALE)
 
 
 # --- layouts ----------------------------------------------------------------------------------
 
 
-def _from_chat_exporter(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _bot_posts(batch: pa.RecordBatch) -> Posts:
     # the author is the bot; who asked stands in the content
-    parsed = parse_messages(batch["Content"])
-    return _messages(
-        len(batch),
-        url=first_link(batch["Attachments"]),
-        timestamp=utc_seconds(batch["Date"]),
-        prompt=parsed["prompt"],
-        kind=parsed["kind"],
-        user=parsed["user"],
+    return find_messages(batch["Content"], UPSCALE)
+
+
+def _chat_exporter_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(
+        len(batch), url=first_link(batch["Attachments"]), timestamp=utc_seconds(batch["Date"])
     )
 
 
-def _from_clean_table(batch: pa.RecordBatch) -> pa.RecordBatch:
-    parsed = parse_messages(batch["Content"])
-    return _messages(
-        len(batch),
-        url=first_link(batch["Attachments"]),
-        prompt=parsed["prompt"],
-        kind=parsed["kind"],
-        user=parsed["user"],
-        version=batch["version"],
-    )
+def _clean_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(len(batch), url=first_link(batch["Attachments"]), version=batch["version"])
 
 
-def _from_v5_table(batch: pa.RecordBatch) -> pa.RecordBatch:
-    parsed = parse_messages(batch["Content"])
-    return _messages(
-        len(batch),
-        url=first_link(batch["Attachments"]),
-        prompt=parsed["prompt"],
-        kind=parsed["kind"],
-        user=parsed["user"],
-    )
+def _v5_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(len(batch), url=first_link(batch["Attachments"]))
 
 
-def _from_message_table(batch: pa.RecordBatch) -> pa.RecordBatch:
-    parsed = parse_messages(batch["content"])
-    return _messages(
+def _message_table_posts(batch: pa.RecordBatch) -> Posts:
+    return find_messages(batch["content"], UPSCALE)
+
+
+def _message_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(
         len(batch),
         id=batch["id"],
         url=first_link(batch["url"]),
         timestamp=utc_seconds(batch["timestamp"]),
-        prompt=parsed["prompt"],
-        kind=parsed["kind"],
-        user=parsed["user"],
         side_px=shorter_side(batch["width"], batch["height"]),
     )
 
 
-def _from_v6_table(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _v6_table_posts(batch: pa.RecordBatch) -> Posts:
     # each row is one single picture, and nobody is named
-    return _messages(
+    count = len(batch)
+    return _posts(batch["prompt"], pa.repeat(UPSCALE, count), pa.repeat(EVERYBODY, count))
+
+
+def _v6_table_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(
         len(batch),
         url=first_link(batch["image_url"]),
         timestamp=utc_seconds(batch["timestamp"]),
-        prompt=batch["prompt"],
-        kind=pa.repeat(UPSCALE, len(batch)),
-        user=pa.repeat(EVERYBODY, len(batch)),
     )
 
 
-def _from_threads(batch: pa.RecordBatch) -> pa.RecordBatch:
+def _threads_posts(batch: pa.RecordBatch) -> Posts:
     label = batch["label"]
     # most specific first: a label may be "Upscaled (4x)" or "Image #2"
     kinds = [(rf"(?i)\A{verb}\b", kind) for verb, kind in KIND_OF_VERB.items() if verb]
@@ -179,16 +203,16 @@ def _from_threads(batch: pa.RecordBatch) -> pa.RecordBatch:
     kind = pc.case_when(
         pc.make_struct(*conditions, field_names=names), *(kind for _, kind in kinds), GRID
     )
-    return _messages(
+    prompt = pc.utf8_trim_whitespace(pc.binary_join_element_wise(batch["text"], batch["args"], " "))
+    return _posts(prompt, kind, batch["userid"])
+
+
+def _threads_facts(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return _facts(
         len(batch),
         id=batch["id"],
         url=first_link(batch["url_png"]),
         timestamp=utc_seconds(batch["timestamp"]),
-        prompt=pc.utf8_trim_whitespace(
-            pc.binary_join_element_wise(batch["text"], batch["args"], " ")
-        ),
-        kind=kind,
-        user=batch["userid"],
     )
 
 
@@ -196,32 +220,44 @@ LAYOUTS = (
     Layout(
         "Kaggle's cleaned table",
         ("Attachments", "version", "aspect", "clean_prompts", "Content"),
-        _from_clean_table,
+        "Attachments",
+        _bot_posts,
+        _clean_table_facts,
     ),
     Layout(
         "midjourney-v5 table",
         ("Attachments", "clean_prompts", "user_name", "upscaled", "Content"),
-        _from_v5_table,
+        "Attachments",
+        _bot_posts,
+        _v5_table_facts,
     ),
     Layout(
         "DiscordChatExporter",
         ("Date", "Content", "Attachments"),
-        _from_chat_exporter,
+        "Attachments",
+        _bot_posts,
+        _chat_exporter_facts,
     ),
     Layout(
         "midjourney-messages table",
         ("id", "content", "timestamp", "height", "width", "url"),
-        _from_message_table,
+        "url",
+        _message_table_posts,
+        _message_table_facts,
     ),
     Layout(
         "midjourney-v6 table",
         ("prompt", "image_url", "timestamp"),
-        _from_v6_table,
+        "image_url",
+        _v6_table_posts,
+        _v6_table_facts,
     ),
     Layout(
         "threads table",
         ("text", "args", "userid", "timestamp", "label", "id", "url_png"),
-        _from_threads,
+        "url_png",
+        _threads_posts,
+        _threads_facts,
     ),
 )
 
@@ -246,38 +282,64 @@ def layout_of(header: list[str], path: Path) -> Layout:
 # --- files ------------------------------------------------------------------------------------
 
 
+def export_files(path: Path) -> list[Path]:
+    """List the files of an export: a file, those of a folder, or those that a pattern matches.
+
+    Returns:
+        In the order of their names, which is the order of their rows.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
+        if not files:
+            raise FileNotFoundError(f"{path}: no file in this folder ends in {', '.join(SUFFIXES)}")
+        return files
+    files = [path] if path.is_file() else sorted(map(Path, glob.glob(str(path))))  # noqa: PTH207, absolute patterns too
+    if not files:
+        raise FileNotFoundError(f"{path}: no such export file, folder or pattern that matches any")
+    return files
+
+
 class Export:
     """An export file that is read once, batch by batch.
 
     `bad_rows` counts the rows of a CSV, so far, that have another number of fields than the
-    header; they are in no batch.
+    header or are no UTF-8; they are in no batch.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the file as far as its header.
 
         Raises:
-            FileNotFoundError: if there is none.
             ValueError: if the file is empty, or its layout is not known.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"{path}: no such export file")
         self.path = path
-        self.bad_rows = 0
         self.is_parquet = path.suffix == ".parquet"
         self.layout = layout_of(self._header(), path)
+        self.total_mb = max(1, path.stat().st_size // 10**6)
+        self.read_mb = 0  # so far; of a compressed file, its own megabytes
+        self._short_rows = 0
+        self._garbled_rows = 0
 
-    def messages(self) -> Iterator[pa.RecordBatch]:
-        """Yield batches of schema MESSAGES, in the file's order.
+    @property
+    def bad_rows(self) -> int:
+        """Count the rows that are in no batch."""
+        return self._short_rows + self._garbled_rows
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """Yield batches of the layout's columns, as strings without nulls, in the file's order.
 
         Raises:
             ValueError: if the file breaks its format in a way that leaves no rows to tell apart.
         """
+        names = list(self.layout.columns)
         try:
-            for batch in self._parquet_batches() if self.is_parquet else self._csv_batches():
-                texts = [pc.fill_null(_text(batch[name]), "") for name in self.layout.columns]
-                columns = pa.RecordBatch.from_arrays(texts, names=list(self.layout.columns))
-                yield self.layout.to_messages(columns)
+            read = self._parquet_batches() if self.is_parquet else self._csv_batches()
+            for batch in _in_large_batches(read):
+                texts = [pc.fill_null(_text(batch[name]), "") for name in names]
+                yield pa.RecordBatch.from_arrays(texts, names=names)
         except pa.ArrowInvalid as error:
             raise ValueError(f"{self.path}: not readable as {self._form()}: {error}") from error
 
@@ -290,36 +352,107 @@ class Export:
                 return list(pq.read_schema(self.path).names)
             except pa.ArrowInvalid as error:
                 raise ValueError(f"{self.path}: not readable as parquet: {error}") from error
-        with pa.input_stream(self.path, compression="detect") as stream:
-            start = stream.read(1 << 16).decode("utf-8-sig", errors="replace")
+        try:
+            with pa.OSFile(str(self.path)) as file:
+                start = self._plain(file).read(1 << 16).decode("utf-8-sig", errors="replace")
+        except OSError as error:
+            raise ValueError(f"{self.path}: not readable as CSV: {error}") from error
         if not start.strip():
             raise ValueError(f"{self.path}: the export is empty, not even a header")
-        return next(csv.reader(io.StringIO(start, newline="")))
+        try:
+            return next(csv.reader(io.StringIO(start, newline="")))
+        except csv.Error as error:
+            raise ValueError(f"{self.path}: no readable header: {error}") from error
 
     def _parquet_batches(self) -> Iterator[pa.RecordBatch]:
-        with pq.ParquetFile(self.path) as file:
-            yield from file.iter_batches(BATCH_ROWS, columns=list(self.layout.columns))
+        read = 0
+        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+            for batch in file.iter_batches(
+                BATCH_ROWS, columns=list(self.layout.columns), use_threads=False
+            ):
+                read += len(batch)
+                self.read_mb = self.total_mb * read // file.metadata.num_rows
+                yield batch
 
     def _csv_batches(self) -> Iterator[pa.RecordBatch]:
+        """Read with small blocks; if a row is longer than one, again from the start with larger."""
+        given = 0  # rows
+        for block_bytes in BLOCK_BYTES:
+            self._short_rows = self._garbled_rows = passed = 0
+            try:
+                for batch in self._csv_rows(block_bytes):
+                    fresh = batch.slice(max(0, given - passed))
+                    passed += len(batch)
+                    if len(fresh):
+                        given = passed
+                        yield fresh
+            except pa.ArrowInvalid as error:
+                if "straddling" not in str(error) or block_bytes == BLOCK_BYTES[-1]:
+                    raise
+            else:
+                return
+
+    def _csv_rows(self, block_bytes: int) -> Iterator[pa.RecordBatch]:
         columns = list(self.layout.columns)
-        with pa.input_stream(self.path, compression="detect") as stream:
-            yield from pyarrow.csv.open_csv(
-                stream,
-                pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES),
+        with pa.OSFile(str(self.path)) as file:
+            for batch in pyarrow.csv.open_csv(
+                self._plain(file),
+                pyarrow.csv.ReadOptions(block_size=block_bytes),
                 pyarrow.csv.ParseOptions(
-                    newlines_in_values=True, invalid_row_handler=self._skip_bad_row
+                    newlines_in_values=True, invalid_row_handler=self._skip_short_row
                 ),
                 pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(columns, pa.string()),
+                    column_types=dict.fromkeys(columns, pa.binary()),
                     include_columns=columns,
                     strings_can_be_null=False,
                 ),
-            )
+            ):
+                self.read_mb = file.tell() // 10**6
+                yield self._decoded(batch)
 
-    def _skip_bad_row(self, row: pyarrow.csv.InvalidRow) -> str:
+    def _plain(self, file: pa.NativeFile) -> pa.NativeFile:
+        compression = {".gz": "gzip", ".zst": "zstd"}.get(self.path.suffix)
+        return pa.CompressedInputStream(file, compression) if compression else file
+
+    def _skip_short_row(self, row: pyarrow.csv.InvalidRow) -> str:
         del row  # its text may name somebody
-        self.bad_rows += 1
+        self._short_rows += 1
         return "skip"
+
+    def _decoded(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Read bytes as UTF-8, leaving out rows that are none."""
+        try:
+            return batch.cast(_as_strings(batch.schema))
+        except pa.ArrowInvalid:
+            is_sound = [all(map(_is_utf8, row.values())) for row in batch.to_pylist()]
+            self._garbled_rows += is_sound.count(False)
+            return batch.filter(pa.array(is_sound, pa.bool_())).cast(_as_strings(batch.schema))
+
+
+def _in_large_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """Join batches: a CSV is read best in small pieces, and judged best in large ones."""
+    held: list[pa.RecordBatch] = []
+    held_bytes = 0
+    for batch in batches:
+        held.append(batch)
+        held_bytes += batch.nbytes
+        if held_bytes >= BATCH_BYTES:
+            yield pa.concat_batches(held)
+            held, held_bytes = [], 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def _as_strings(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([(name, pa.string()) for name in schema.names])
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _text(column: pa.Array) -> pa.Array:

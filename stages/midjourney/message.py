@@ -2,12 +2,17 @@
 
     **a view of Paris --v 5.2 --style raw** - Image #2 <@100000000000000001>
 
-The grammar is one regular expression that Arrow's RE2 and Python's `re` read alike.
+The grammar is one regular expression that Arrow's RE2 and Python's `re` read alike. A column is
+first cut at its marks, by arithmetic on its bytes: what stands between them repeats from message
+to message, and only texts not seen before are matched, with the same expression's parts.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -27,34 +32,41 @@ KIND_OF_VERB = {
     "Pan Up": "pan",
     "Pan Down": "pan",
 }
+KINDS = pa.array([None, *dict.fromkeys(KIND_OF_VERB.values())], pa.string())
+_KIND_CODES = {kind: code for code, kind in enumerate(KINDS.to_pylist())}
 
 # The greedy prompt and the anchored tail let a prompt hold "**", "(fast)" and newlines.
 _STATUS = r"Waiting to start|paused|Stopped|\d{1,3}%"
 _VERBS = "|".join(filter(None, KIND_OF_VERB))
-RE2_PATTERN = (
-    r"(?s)\A(?P<prefix>Making variations for image #\d with prompt |Upscaling image #\d with "
-    r"|Rerolling )?"
-    r"\*\*(?P<prompt>.*)\*\* - "
-    rf"(?:(?:Image #(?P<index>[1-4])|(?P<verb>{_VERBS})(?: \([A-Za-z0-9 ]{{1,24}}\))? by) )?"
-    r"(?:<@!?(?P<user_id>\d{15,21})>|@(?P<user_name>[^\r\n]+?))"
+_ACTION = rf"(?:(?:Image #(?P<index>[1-4])|(?P<verb>{_VERBS})(?: \([A-Za-z0-9 ]{{1,24}}\))? by) )?"
+_REST = (
     rf"(?: \((?P<status>{_STATUS})\))?"
     r"(?: \[?\(Open on website for full quality\)\]?(?:\(<https?://[^>\s]+>\))?)?"
     rf"(?: \((?P<late_status>{_STATUS})\))?"
     r"(?: \((?:metered, ?)?(?:fast|relaxed|turbo)(?:, ?stealth)?\))?"
     r"\s*(?:\n-#.*)?\z"
 )
+_TAIL = rf"{_ACTION}(?:<@!?(?P<user_id>\d{{15,21}})>|@(?P<user_name>[^\r\n]+?)){_REST}"
+RE2_PATTERN = (
+    r"(?s)\A(?P<prefix>Making variations for image #\d with prompt |Upscaling image #\d with "
+    r"|Rerolling )?"
+    rf"\*\*(?P<prompt>.*)\*\* - {_TAIL}"
+)
+_ACTION_PATTERN = rf"\A{_ACTION}\z"
+_REST_PATTERN = rf"(?s)\A{_REST}"
+_TAIL_PATTERN = rf"(?s)\A{_TAIL}"
 _PYTHON_PATTERN = re.compile(RE2_PATTERN.replace(r"\z", r"\Z"), re.ASCII)
 
 PARSED = pa.schema(
     [
         ("prompt", pa.string()),
         ("kind", pa.string()),  # null: the content is no message of this grammar
-        ("verb", pa.string()),
-        ("index", pa.int8()),  # of the upscaled quarter, 1 to 4; 0: none
         ("user", pa.string()),
-        ("status", pa.string()),
     ]
 )
+
+Ints = npt.NDArray[np.integer]
+Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +102,107 @@ def parse_message(content: str) -> Message | None:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Posts:
+    """What a batch of rows holds: how many of each kind, and those messages that are wanted."""
+
+    kinds: Counter[str | None]  # of all rows; None: no message of the grammar
+    rows: Ints  # of the wanted messages, rising
+    messages: pa.RecordBatch  # the wanted ones, of schema PARSED
+
+
 def parse_messages(content: pa.Array) -> pa.RecordBatch:
     """Read a column of messages, row by row as `parse_message` does.
+
+    Args:
+        content: of strings, without nulls.
 
     Returns:
         A batch of schema PARSED with one row per input row, all null where it does not parse.
     """
-    parts = pc.extract_regex(content, RE2_PATTERN)
-    valid = parts.is_valid()
+    posts = find_messages(content)
+    places = np.full(len(content), -1)
+    places[posts.rows] = np.arange(len(posts.rows))
+    return posts.messages.take(pa.array(places, mask=places < 0))
+
+
+def find_messages(content: pa.Array, only: str = "") -> Posts:
+    """Read a column of messages; prompts and users are copied of one kind alone, or of all.
+
+    Args:
+        content: of strings, without nulls.
+        only: the kind that is wanted; "" wants all.
+    """
+    cut = _cut(content)
+    actions, rests = pc.dictionary_encode(cut.actions), pc.dictionary_encode(cut.rests)
+    finished = _finished_kinds(actions.dictionary)[actions.indices.to_numpy()]
+    status = _statuses(rests.dictionary)[rests.indices.to_numpy()]
+    codes = np.where(status == 1, np.int8(_KIND_CODES[UNFINISHED]), finished)
+    is_plain = cut.is_cut & (finished > 0) & (status >= 0)
+    others = np.flatnonzero(~is_plain)
+    searched = _search(content.take(pa.array(others)))
+    found = np.bincount(codes[is_plain], minlength=len(KINDS))
+    kinds = Counter({kind: int(found[code]) for kind, code in _KIND_CODES.items()})
+    for entry in pc.value_counts(searched["kind"]).to_pylist():
+        kinds[entry["values"]] += entry["counts"]
+    plain = np.flatnonzero(is_plain & (codes == _KIND_CODES[only]) if only else is_plain)
+    is_wanted = pc.equal(searched["kind"], only) if only else searched["kind"].is_valid()
+    wanted = pc.indices_nonzero(pc.fill_null(is_wanted, False))
+    rows = np.concatenate([plain, others[wanted.to_numpy()]])
+    order = np.argsort(rows, kind="stable")
+    messages = pa.concat_batches(
+        [
+            pa.RecordBatch.from_arrays(
+                [
+                    slices(content, cut.prompts[0][plain], cut.prompts[1][plain]),
+                    KINDS.take(pa.array(codes[plain])),
+                    slices(content, cut.users[0][plain], cut.users[1][plain]),
+                ],
+                schema=PARSED,
+            ),
+            searched.take(wanted),
+        ]
+    )
+    return Posts(kinds, rows[order], messages.take(pa.array(order)))
+
+
+def posts_of(messages: pa.RecordBatch, only: str) -> Posts:
+    """Count messages that were never one text by kind, and keep one kind.
+
+    Args:
+        messages: of schema PARSED.
+        only: the kind that is wanted.
+    """
+    counts = pc.value_counts(messages["kind"]).to_pylist()
+    rows = pc.indices_nonzero(pc.fill_null(pc.equal(messages["kind"], only), False))
+    kinds = Counter({entry["values"]: entry["counts"] for entry in counts})
+    return Posts(kinds, rows.to_numpy(), messages.take(rows))
+
+
+def _search(content: pa.Array) -> pa.RecordBatch:
+    """Match rows without a plain form: what follows their last mark, else all of them."""
+    offsets, text = string_buffers(content)
+    starts, ends = offsets[:-1], offsets[1:]
+    tails, is_cut = _tails(text, starts, ends)
+    parts = pc.extract_regex(slices(content, tails, ends), _TAIL_PATTERN)
+    found = is_cut & parts.is_valid().to_numpy(zero_copy_only=False)
+    prompts = slices(content, np.where(found, starts + 2, ends), np.where(found, tails - 5, ends))
+    by_tail = _from_parts(parts, prompts, pa.array(found))
+    # chatter without the mark is not worth the search
+    is_marked = pc.match_substring(content, "** - ").to_numpy(zero_copy_only=False)
+    rest = np.flatnonzero(is_marked & ~found)
+    if not len(rest):
+        return by_tail
+    whole = pc.extract_regex(content.take(pa.array(rest)), RE2_PATTERN)
+    by_all = _from_parts(whole, pc.struct_field(whole, "prompt"), whole.is_valid())
+    rows = np.arange(len(content))
+    rows[rest] = len(content) + np.arange(len(rest))
+    return pa.concat_batches([by_tail, by_all]).take(pa.array(rows))
+
+
+def _from_parts(parts: pa.Array, prompts: pa.Array, found: pa.Array) -> pa.RecordBatch:
+    """Make rows of schema PARSED of what an expression's groups hold; null where not found."""
+    names = {parts.type.field(i).name for i in range(parts.type.num_fields)}
 
     def part(name: str) -> pa.Array:
         return pc.struct_field(parts, name)
@@ -105,16 +210,152 @@ def parse_messages(content: pa.Array) -> pa.RecordBatch:
     def given(name: str) -> pa.Array:
         return pc.fill_null(pc.not_equal(part(name), ""), False)
 
-    status = pc.if_else(given("status"), part("status"), part("late_status"))
-    unfinished = pc.or_(given("prefix"), pc.fill_null(pc.not_equal(status, ""), False))
+    unfinished = pc.or_(given("status"), given("late_status"))
+    if "prefix" in names:
+        unfinished = pc.or_(given("prefix"), unfinished)
     kinds = pa.array(KIND_OF_VERB.values(), pa.string())
     by_verb = kinds.take(pc.index_in(part("verb"), pa.array(KIND_OF_VERB, pa.string())))
     kind = pc.if_else(unfinished, UNFINISHED, pc.if_else(given("index"), UPSCALE, by_verb))
-    index = pc.cast(pc.if_else(given("index"), part("index"), "0"), pa.int8())
     name = pc.binary_join_element_wise("@", part("user_name"), "")
     user = pc.if_else(given("user_id"), part("user_id"), name)
-    columns = (part("prompt"), kind, part("verb"), index, user, status)
-    return pa.RecordBatch.from_arrays(
-        [pc.if_else(valid, column, pa.scalar(None, column.type)) for column in columns],
-        schema=PARSED,
+    null = pa.scalar(None, pa.string())
+    columns = [pc.if_else(found, column, null) for column in (prompts, kind, user)]
+    return pa.RecordBatch.from_arrays(columns, schema=PARSED)
+
+
+# --- the plain form: ** PROMPT ** - ACTION <@ USER > REST ---------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Messages in pieces; where `is_cut` is false, the pieces mean nothing."""
+
+    is_cut: Bools
+    actions: pa.Array
+    rests: pa.Array
+    prompts: tuple[Ints, Ints]  # where each starts and ends, as `slices` takes them
+    users: tuple[Ints, Ints]
+
+
+def _cut(content: pa.Array) -> _Cut:
+    """Cut messages at their last `** - `, and around the first `<@` and `>` after it.
+
+    A greedy prompt ends at the last `** - ` after which the tail matches, and no action holds a
+    `<`: if the pieces match, the whole expression would have found the same.
+    """
+    offsets, text = string_buffers(content)
+    starts, ends = offsets[:-1], offsets[1:]
+    tails, is_cut = _tails(text, starts, ends)
+    # a grid's user follows at once, and an `Image #1` has its length
+    after = np.where(_letters(text, tails) == ord("I"), tails + len("Image #1 "), tails)
+    opening = np.where(_letters(text, after) == ord("<"), after, -1)
+    others = np.flatnonzero(is_cut & (opening < 0))
+    tail = slices(content, tails[others], ends[others])
+    at = pc.find_substring(tail, "<@").to_numpy()
+    opening[others] = np.where(at < 0, -1, tails[others] + at)
+    is_id = is_cut & (opening >= 0) & (_letters(text, opening + 1) == ord("@"))
+    opening = np.where(is_id, opening, ends)
+    first = opening + 2  # of the user's letters
+    first += _letters(text, first) == ord("!")
+    closing = first + 18
+    for length in (19, 17, 20, 16, 21, 15):  # the digits of an id
+        others = np.flatnonzero(_letters(text, closing) != ord(">"))
+        if not len(others):
+            break
+        closing[others] = first[others] + length
+    is_id &= _letters(text, closing) == ord(">")
+    is_id &= closing < ends
+    first, closing = (np.where(is_id, bound, ends) for bound in (first, closing))
+    is_id &= _are_ids(slices(content, first, closing))
+    return _Cut(
+        is_id,
+        slices(content, np.where(is_id, tails, ends), np.where(is_id, opening, ends)),
+        slices(content, np.where(is_id, closing + 1, ends), ends),
+        (starts + 2, tails - 5),
+        (first, closing),
     )
+
+
+def string_buffers(strings: pa.Array) -> tuple[Ints, npt.NDArray[np.uint8]]:
+    """Give an array's offsets, one more than rows, and the bytes that they point into."""
+    _, offsets, text = strings.buffers()
+    bounds = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1]
+    return bounds, np.frombuffer(text or b"", np.uint8)[: bounds[-1]]
+
+
+def slices(strings: pa.Array, starts: Ints, ends: Ints) -> pa.Array:
+    """Copy one piece of each row's bytes.
+
+    Args:
+        strings: rows.
+        starts, ends: of the pieces, in the bytes of `string_buffers`; each at or after the end
+            of the piece before.
+    """
+    pieces = np.empty(2 * len(starts) + 1, np.int32)
+    pieces[0:-1:2], pieces[1::2], pieces[-1] = starts, ends, ends[-1] if len(ends) else 0
+    # piece 2 i is what we want of row i, piece 2 i + 1 what stands between it and the next
+    interleaved = pa.StringArray.from_buffers(
+        len(pieces) - 1, pa.py_buffer(pieces), strings.buffers()[2]
+    )
+    return interleaved.take(pa.array(np.arange(0, 2 * len(starts), 2)))
+
+
+def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints, Bools]:
+    """Find what follows the last `** - ` of each row that begins with `**`."""
+    stars = _find_marks(text)
+    at = np.searchsorted(stars, ends - 5, side="right") - 1
+    last = np.append(stars, -1)[at]  # row -1 if there is none before
+    head = np.minimum(starts, max(len(text) - 2, 0))
+    is_cut = last >= starts + 2
+    if len(text) > 1:
+        is_cut &= (text[head] == ord("*")) & (text[head + 1] == ord("*"))
+    return np.where(is_cut, last + 5, ends), is_cut
+
+
+def _letters(text: npt.NDArray[np.uint8], places: Ints) -> npt.NDArray[np.uint8]:
+    """Read single letters; those past the end are that of the end."""
+    return text[np.minimum(places, len(text) - 1)] if len(text) else np.zeros(len(places), np.uint8)
+
+
+def _find_marks(text: npt.NDArray[np.uint8]) -> Ints:
+    """List where `** - ` stands, rising; four letters are compared as one number."""
+    mark = np.frombuffer(b"** -", np.uint32)[0]
+    found = []
+    for shift in range(4):
+        words = len(text[shift:]) // 4
+        numbers = np.frombuffer(text[shift:], np.uint32, words)
+        found.append(np.flatnonzero(numbers == mark) * 4 + shift)
+    stars = np.sort(np.concatenate(found))
+    stars = stars[stars < len(text) - 4]
+    return np.asarray(stars[text[stars + 4] == ord(" ")])
+
+
+def _are_ids(users: pa.Array) -> Bools:
+    """Tell which texts are 15 to 21 digits."""
+    offsets, text = string_buffers(users)
+    lengths = np.diff(offsets)
+    is_id = (lengths >= 15) & (lengths <= 21)
+    strange = np.flatnonzero((text[offsets[0] :] - np.uint8(ord("0"))) > 9)
+    if len(strange):
+        rows = np.searchsorted(offsets, strange + offsets[0], side="right") - 1
+        is_id[rows] = False
+    return np.asarray(is_id)
+
+
+def _finished_kinds(actions: pa.Array) -> npt.NDArray[np.int8]:
+    """Give the kind, as a code, that an action means when it is done; 0: it is no action."""
+    parts = pc.extract_regex(actions, _ACTION_PATTERN)
+    codes = [
+        0 if part is None else _KIND_CODES[UPSCALE if part["index"] else KIND_OF_VERB[part["verb"]]]
+        for part in parts.to_pylist()
+    ]
+    return np.array(codes, np.int8)
+
+
+def _statuses(rests: pa.Array) -> npt.NDArray[np.int8]:
+    """Say of what follows the user: 1 if it tells a status, 0 if none, -1 if it is not known."""
+    parts = pc.extract_regex(rests, _REST_PATTERN)
+    late = pc.not_equal(pc.struct_field(parts, "late_status"), "")
+    told = pc.or_(pc.not_equal(pc.struct_field(parts, "status"), ""), late)
+    codes = pc.if_else(parts.is_valid(), pc.cast(told, pa.int8()), pa.scalar(-1, pa.int8()))
+    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int8)

@@ -1,9 +1,16 @@
-"""What a person typed: the caption, and the flags after it."""
+"""What a person typed: the caption, and the flags after it; for one prompt or a column."""
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.midjourney.message import slices, string_buffers
 
 ALIASES = {
     "v": "version",
@@ -33,7 +40,15 @@ _FLAG_START = re.compile(rf"(?<!\S){_DASHES}(?=[A-Za-z])")
 _FLAG_NAME = re.compile(r"([A-Za-z]+)(?:\s|\Z)")
 _ASPECT = re.compile(r"(\d{1,5}):(\d{1,5})")
 _LINK = re.compile(r"https?://", re.IGNORECASE)
-_MENTION = re.compile(r"<@[!&]?\d{15,21}>")
+_MENTION = re.compile(r"<@[!&]?\d{15,21}>", re.ASCII)
+# The same for RE2, whose \s knows ASCII alone.
+_SPACES = (
+    r"\s\x0b\x1c-\x1f\x{85}\x{a0}\x{1680}\x{2000}-\x{200a}\x{2028}\x{2029}\x{202f}"
+    r"\x{205f}\x{3000}"
+)
+_FIRST_FLAG = rf"(?:\A|[{_SPACES}]){_DASHES}[A-Za-z]+(?:[{_SPACES}]|\z)"
+_UNTIDY = rf"[{_SPACES}][{_SPACES}]|[^\PZ ]|[\x00-\x1f\x{{85}}]|\A "
+_TAIL_MARKS = " ,;"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +153,7 @@ def parse_prompt(text: str) -> Prompt:
             flags["no"] = value
         else:
             flags.setdefault(name, value.split()[0] if value else "")
-    caption = " ".join(text[:first].split()).rstrip(" ,;")
+    caption = " ".join(text[:first].split()).rstrip(_TAIL_MARKS)
     return Prompt(text, caption, flags)
 
 
@@ -154,3 +169,95 @@ def _flags_in(text: str) -> Iterator[tuple[int, str, str]]:
     for (start, after_dashes), end in zip(starts, ends, strict=False):
         if name := _FLAG_NAME.match(text, after_dashes, end):
             yield start, name[1], text[name.end() : end].strip()
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+PROMPTS = pa.schema(
+    [
+        ("caption", pa.string()),
+        ("version", pa.string()),  # as `Prompt.version(None)`: null if no flag tells
+        ("is_version_told", pa.bool_()),
+        ("aspect", pa.string()),  # null: mistyped
+        ("aspect_ratio", pa.float64()),  # longer side over shorter; infinite if mistyped
+        ("is_raw", pa.bool_()),
+        ("is_tile", pa.bool_()),
+        ("is_image_prompt", pa.bool_()),
+        ("is_mentioning", pa.bool_()),
+        ("is_weighted", pa.bool_()),
+        ("is_mistyped", pa.bool_()),
+    ]
+)
+OF_FLAGS = PROMPTS.names[1:7]
+
+
+def parse_prompts(prompts: pa.Array) -> pa.RecordBatch:
+    """Take a column of prompts apart, row by row as `parse_prompt` does.
+
+    Flags repeat from prompt to prompt: each way to write them is read once.
+
+    Args:
+        prompts: of strings, without nulls.
+
+    Returns:
+        A batch of schema PROMPTS with one row per input row.
+    """
+    offsets, _ = string_buffers(prompts)
+    starts, ends = offsets[:-1], offsets[1:]
+    at = pc.find_substring_regex(prompts, _FIRST_FLAG).to_numpy()
+    flags_at = np.where(at < 0, ends, starts + at)
+    caption = _tidy(slices(prompts, starts, flags_at))
+    flags = pc.dictionary_encode(slices(prompts, flags_at, ends))
+    known = [_read_flags(text) for text in flags.dictionary.to_pylist()]
+    columns = {
+        name: pa.array([row[i] for row in known], PROMPTS.field(name).type).take(flags.indices)
+        for i, name in enumerate(OF_FLAGS)
+    }
+    columns |= {
+        "caption": caption,
+        "is_image_prompt": pc.match_substring_regex(prompts, _LINK.pattern, ignore_case=True),
+        "is_mentioning": pc.match_substring_regex(prompts, _MENTION.pattern),
+        "is_weighted": pc.match_substring(caption, "::"),
+        "is_mistyped": pc.match_substring_regex(caption, rf"(?:\A| ){_DASHES}[A-Za-z]"),
+    }
+    return pa.RecordBatch.from_arrays([columns[name] for name in PROMPTS.names], schema=PROMPTS)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _read_flags(flags: str) -> tuple[str | None, bool, str | None, float, bool, bool]:
+    """Read the flags of a prompt, without its caption; columns OF_FLAGS."""
+    prompt = parse_prompt(flags)
+    aspect = prompt.aspect
+    return (
+        prompt.version(None),
+        "niji" in prompt.flags or "version" in prompt.flags,
+        aspect,
+        aspect_ratio(aspect) if aspect else float("inf"),
+        prompt.is_raw,
+        prompt.is_tile,
+    )
+
+
+def _tidy(captions: pa.Array) -> pa.Array:
+    """Make white space single blanks, and cut what a caption should not end in."""
+    untidy = pc.match_substring_regex(captions, _UNTIDY)
+    if pc.any(untidy).as_py():
+        tidied = [" ".join(text.split()) for text in captions.filter(untidy).to_pylist()]
+        captions = pc.replace_with_mask(captions, untidy, pa.array(tidied, pa.string()))
+    return pc.utf8_rtrim(captions, _TAIL_MARKS)
+
+
+def versions(told: pa.Array, is_told: pa.Array, sent_at: pa.Array, column: pa.Array) -> pa.Array:
+    """Say which version drew each prompt: by its flags, else by its day, else by a column.
+
+    Args:
+        told, is_told: columns `version` and `is_version_told` of PROMPTS.
+        sent_at: UTC, seconds; null if unknown.
+        column: what the export says; null if it does not.
+    """
+    seconds = pc.fill_null(pc.cast(sent_at, pa.int64()), -(2**62)).to_numpy(zero_copy_only=False)
+    days = np.array([since.timestamp() for since, _ in DEFAULT_VERSIONS])
+    known = pa.array([None, *(version for _, version in DEFAULT_VERSIONS)], pa.string())
+    by_day = known.take(pa.array(np.searchsorted(days, seconds, side="right")))
+    bare = pc.fill_null(pc.equal(told, ""), False)  # `--v` without a number
+    return pc.if_else(is_told, pc.if_else(bare, column, told), pc.coalesce(by_day, column))

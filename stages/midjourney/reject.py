@@ -1,6 +1,6 @@
 """Why a message is not fit to train on: one reason each, the first that holds.
 
-The reasons that a column can tell come first, so that few rows ever reach Python.
+The reasons that cost little to tell come first, so that few rows ever reach the costly ones.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from stages.harness.params import Params
 from stages.midjourney.message import UNFINISHED, UPSCALE
-from stages.midjourney.prompt import Prompt, aspect_ratio, plain_version
+from stages.midjourney.prompt import plain_version
 
 COLUMN_REASONS = (
     "malformed",  # a row that breaks the file's format, or a content that no bot wrote
@@ -74,70 +74,96 @@ class FilterParams(Params):
             raise ValueError(f"max_aspect must be at least 1, got {self.max_aspect}")
 
 
-def column_reasons(messages: pa.RecordBatch, params: FilterParams) -> pa.Array:
-    """Say why messages are unfit, as far as columns tell; null passes to `prompt_reason`.
+def kind_reason(kind: str | None) -> str | None:
+    """Say why a message of this kind is unfit; None passes to `upscale_reasons`."""
+    if kind is None:
+        return "malformed"
+    return {UNFINISHED: "unfinished", UPSCALE: None}.get(kind, "not_upscaled")
+
+
+def upscale_reasons(upscales: pa.RecordBatch, has_link: pa.Array, params: FilterParams) -> pa.Array:
+    """Say why upscales are unfit, as far as columns tell; null passes to `prompt_reasons`.
 
     Args:
-        messages: of schema `export.MESSAGES`.
+        upscales: of schema `message.PARSED`.
+        has_link: whether there is a picture.
         params: the section `filter`.
     """
-    kind, prompt = messages["kind"], messages["prompt"]
-    cut = pc.and_(pc.ends_with(prompt, "…"), pc.greater_equal(pc.utf8_length(prompt), CUT_CHARS))
-    # a prompt without the letters is not raw; one with them may still be a painting of raw fish
-    without_raw = pc.invert(pc.match_substring(prompt, "raw", ignore_case=True))
-    conditions = (
-        pc.is_null(kind),
-        pc.equal(kind, UNFINISHED),
-        pc.not_equal(kind, UPSCALE),
-        pc.invert(pc.match_substring_regex(messages["url"], r"\Ahttps?://")),
-        pc.is_in(messages["user"], pa.array(["", DELETED_USER])),
-        cut,
-        pc.and_(without_raw, pa.scalar(params.raw_only)),
-    )
-    filled = [pc.fill_null(condition, False) for condition in conditions]
-    return pc.case_when(pc.make_struct(*filled, field_names=COLUMN_REASONS), *COLUMN_REASONS)
-
-
-def prompt_reason(
-    prompt: Prompt, version: str | None, side_px: int | None, params: FilterParams
-) -> str | None:
-    """Say why a prompt is unfit; None keeps it.
-
-    Args:
-        prompt: of a finished upscale.
-        version: as `Prompt.version` gives it; None if unknown.
-        side_px: shorter side of the picture; None if the export does not tell.
-        params: the section `filter`.
-    """
-    aspect = prompt.aspect
+    prompt = upscales["prompt"]
     conditions = {
-        "not_raw": params.raw_only and not prompt.is_raw,
-        "image_prompt": prompt.is_image_prompt,
-        "empty_caption": not prompt.caption,
-        "mention": prompt.is_mentioning,
-        "weights": prompt.is_weighted,
-        "mistyped_flag": prompt.is_mistyped,
-        "tile": prompt.is_tile,
-        _version_reason(version): version not in _plain_versions(params.versions),
-        "short_caption": len(prompt.caption) < params.min_caption_chars,
-        "blocked_word": bool(_any_word(params.blocked_words).search(prompt.caption)),
-        "aspect": aspect is None or aspect_ratio(aspect) > params.max_aspect,
-        "too_small": side_px is not None and side_px < params.min_side_px,
+        "no_attachment": pc.invert(has_link),
+        "unknown_user": pc.is_in(upscales["user"], pa.array(["", DELETED_USER])),
+        "cut": pc.and_(
+            pc.ends_with(prompt, "…"), pc.greater_equal(pc.utf8_length(prompt), CUT_CHARS)
+        ),
     }
-    return next((reason for reason, holds in conditions.items() if holds), None)
+    if params.raw_only:
+        # a prompt without the letters is not raw; one with them may still be of raw fish
+        conditions["not_raw"] = pc.invert(pc.match_substring_regex(prompt, "[Rr][Aa][Ww]"))
+    return _first_that_holds(conditions)
 
 
-def _version_reason(version: str | None) -> str:
-    return "niji" if version and version.startswith("niji") else "version"
+def prompt_reasons(
+    prompts: pa.RecordBatch, version: pa.Array, side_px: pa.Array, params: FilterParams
+) -> pa.Array:
+    """Say why prompts are unfit; null keeps them.
+
+    Args:
+        prompts: of finished upscales, of schema `prompt.PROMPTS`.
+        version: as `prompt.versions` gives it; null if unknown.
+        side_px: shorter side of the picture; null if the export does not tell.
+        params: the section `filter`.
+    """
+    caption = prompts["caption"]
+    is_other = pc.invert(pc.is_in(version, pa.array(sorted(_plain_versions(params.versions)))))
+    is_niji = pc.fill_null(pc.starts_with(version, "niji"), False)
+    conditions = {
+        "not_raw": pc.and_(pc.invert(prompts["is_raw"]), pa.scalar(params.raw_only)),
+        "image_prompt": prompts["is_image_prompt"],
+        "empty_caption": pc.equal(caption, ""),
+        "mention": prompts["is_mentioning"],
+        "weights": prompts["is_weighted"],
+        "mistyped_flag": prompts["is_mistyped"],
+        "tile": prompts["is_tile"],
+        "niji": pc.and_(is_other, is_niji),
+        "version": pc.and_(is_other, pc.invert(is_niji)),
+        "short_caption": pc.less(pc.utf8_length(caption), params.min_caption_chars),
+        "aspect": pc.greater(prompts["aspect_ratio"], params.max_aspect),
+        "too_small": pc.less(side_px, params.min_side_px),
+    }
+    if params.blocked_words:
+        conditions["blocked_word"] = has_word(caption, params.blocked_words)
+    return _first_that_holds(
+        {
+            reason: conditions[reason]
+            for reason in ("not_raw", *PROMPT_REASONS)
+            if reason in conditions
+        }
+    )
 
 
-@functools.lru_cache
+def _first_that_holds(conditions: dict[str, pa.Array]) -> pa.Array:
+    """Name each row's first condition that holds; null if none does."""
+    filled = [pc.fill_null(condition, False) for condition in conditions.values()]
+    return pc.case_when(pc.make_struct(*filled, field_names=list(conditions)), *conditions)
+
+
 def _plain_versions(versions: Sequence[str | float]) -> frozenset[str]:
     return frozenset(map(plain_version, versions))
 
 
+def has_word(texts: pa.Array, words: Sequence[str]) -> pa.Array:
+    """Tell which texts hold any of the words as a whole, in any letter case."""
+    choices = [pc.match_substring(texts, word, ignore_case=True) for word in words]
+    holds = functools.reduce(pc.or_, choices)
+    if pc.any(holds).as_py():
+        # RE2's word boundary knows ASCII alone: to it, `é` would end a word
+        whole = _any_word(words)
+        found = [bool(whole.search(text)) for text in texts.filter(holds).to_pylist()]
+        holds = pc.replace_with_mask(holds, holds, pa.array(found, pa.bool_()))
+    return holds
+
+
 @functools.lru_cache
 def _any_word(words: Sequence[str]) -> re.Pattern[str]:
-    """Match any of the words as a whole; never, if there are none."""
-    choices = "|".join(map(re.escape, words))
-    return re.compile(rf"\b(?:{choices})\b" if words else r"(?!)", re.IGNORECASE)
+    return re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
