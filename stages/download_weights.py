@@ -12,6 +12,7 @@ command. That folder may be deleted at any time.
 
 import argparse
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def run(name: str, out: Path, params: WeightsParams, work: Path | None = None) -
     else:
         publish_remote(name, params.source, source, out, sha256, work)
     print(f"{out}: {out.stat().st_size:,} bytes, SHA-256 as wanted, {params.licence}")
+    if not params.merging_allowed:
+        print(
+            f"warning: merging_allowed of {name} is false: no release may descend from it, and "
+            "`stages.release` will refuse one. Read its licence now; training takes days",
+            file=sys.stderr,
+        )
 
 
 def copy_local(path: Path, out: Path, sha256: str) -> None:

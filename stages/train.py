@@ -25,8 +25,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -36,10 +35,9 @@ from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder, work_dir
 from stages.harness.threads import wait_politely
-from stages.images.manifest import Entry, read_manifest, read_pictures
+from stages.images.manifest import Pictures, read_manifest
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
-    from stages.diffusion.encode import Example
     from stages.diffusion.ranks import Ranks
     from stages.diffusion.train_params import TrainParams
 
@@ -78,6 +76,7 @@ def run(
         ValueError: if an input is bad, or training diverges.
         OSError: if a file is missing, another process is at the same work, or the disk is full.
     """
+    from stages.diffusion.encode import as_example
     from stages.diffusion.header import read_header
     from stages.diffusion.loop import train
     from stages.diffusion.model import Base
@@ -98,8 +97,8 @@ def run(
     tell(f"train {name}: {base}, {manifests[0]} ({len(entries):,} pictures); scratch in {scratch}")
     trained = train(
         Base(base, config),
-        Pictures(entries),
-        Pictures(validation_entries),
+        Pictures(entries, as_example),
+        Pictures(validation_entries, as_example),
         params,
         scratch,
         inputs=inputs,
@@ -128,22 +127,6 @@ def run(
 
 def _say_nothing(line: str) -> None:
     """Leave the talking to the first process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pictures:
-    """The examples of a manifest, read one by one when they are asked for."""
-
-    entries: list[Entry]
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def __getitem__(self, part: slice) -> Iterator["Example"]:
-        from stages.diffusion.encode import Example
-
-        for entry, image in read_pictures(self.entries[part]):
-            yield Example(entry.id, entry.caption, image)
 
 
 def code_hash(module: str) -> str:

@@ -522,6 +522,14 @@ def test_a_bad_path_leaves_the_old_file(
     assert not list(repository.rglob("*.partial"))
 
 
+def test_what_no_release_may_hold_is_told_before_days_of_training(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = replace(wanted("mine.safetensors"), merging_allowed=False)
+    assert fetched(repository, params) == WEIGHTS
+    assert "merging_allowed of base is false" in capsys.readouterr().err
+
+
 def test_a_file_is_not_copied_onto_itself(repository: Path) -> None:
     with pytest.raises(ValueError, match="both source and --out"):
         run("base", repository / "mine.safetensors", wanted("mine.safetensors"))

@@ -47,6 +47,23 @@ class Example:
     image: bytes  # a file's: JPEG, PNG, WebP
 
 
+class Captioned(Protocol):
+    """A row that names a picture, as a manifest has it."""
+
+    @property
+    def id(self) -> str:
+        """Give the picture's name."""
+
+    @property
+    def caption(self) -> str:
+        """Give what it shows."""
+
+
+def as_example(row: Captioned, image: bytes) -> Example:
+    """Put a row and its picture's file together."""
+    return Example(row.id, row.caption, image)
+
+
 class Examples(Protocol):
     """A list of examples, or what reads them only when they are asked for."""
 

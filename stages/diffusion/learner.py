@@ -64,7 +64,7 @@ class Learner:
         dtype = PRECISIONS[self.params.precision]
         captions = drawn.captions
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            if self.params.trains_text_encoder:
+            if captions.dtype == torch.int64:
                 captions = self.models.text_encoder(captions).last_hidden_state
             return prediction_errors(
                 self.unet,

@@ -6,7 +6,6 @@ and goes on from a checkpoint as if it had never stopped.
 """
 
 import dataclasses
-import os
 import shutil
 import signal
 import time
@@ -16,33 +15,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from stages.diffusion.checkpoint import interruptions, load_checkpoint, save_checkpoint
-from stages.diffusion.dataset import Dataset, ahead, epoch_batches
+from stages.diffusion.claim import SIDES, claim, hash_inputs
+from stages.diffusion.dataset import ahead, epoch_batches
 from stages.diffusion.draw import draw_training
-from stages.diffusion.encode import Examples, encode_examples
-from stages.diffusion.header import read_header
+from stages.diffusion.encode import Examples
+from stages.diffusion.encoded import encode_once
 from stages.diffusion.history import History
 from stages.diffusion.learner import Learner
-from stages.diffusion.loss import V_PREDICTION
-from stages.diffusion.model import Base, Models, load_models, save_trained
+from stages.diffusion.model import Base, load_models, save_trained
+from stages.diffusion.objective import settle_objective
 from stages.diffusion.part import make_parts
 from stages.diffusion.preview import draw_preview
 from stages.diffusion.ranks import Ranks, alone
 from stages.diffusion.room import room_for_a_batch
-from stages.diffusion.train_params import PRECISIONS, TrainParams
+from stages.diffusion.train_params import TrainParams
 from stages.diffusion.validation import validation_errors
-from stages.harness.files import replacing, sha256_bytes, sha256_file, sha256_folder, sha256_json
+from stages.harness.files import sha256_json
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive
-from stages.images.bucket import buckets
 
 Say = Callable[[str], None]
-SIDES = ("train", "validation")
 SAVES_SHARE = 0.02  # of the time that a checkpoint may cost, whatever the disk
 
 
@@ -116,26 +114,20 @@ def train(
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
     """
     ranks = ranks or alone()
-    inputs = inputs or _hash_inputs(base, examples, validation_examples)
-    with ExitStack() as held, Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+    inputs = inputs or hash_inputs(base, examples, validation_examples)
+    with ExitStack() as held:
         if ranks.is_first:
             held.enter_context(exclusive(scratch))
-            _claim(scratch, params, inputs)
+            claim(scratch, params, inputs)
         ranks.wait()
-        run = _Run(base, params, scratch, dict(metadata or {}), ranks, save_every_s)
-        if ranks.is_first:
-            run.say, run.stream = say, None
-        else:
-            run.stream = nowhere
+        tell = say if ranks.is_first else say_nothing
+        run = _Run(base, params, scratch, dict(metadata or {}), ranks, tell, save_every_s)
         run.prepare((examples, validation_examples), encoded or scratch, inputs)
         return run.to_the_end()
 
 
 class _Run:
     """A run in memory: data, networks, position."""
-
-    say: Say = staticmethod(say_nothing)
-    stream: TextIO | None = None  # where progress goes; standard error if None
 
     def __init__(
         self,
@@ -144,10 +136,12 @@ class _Run:
         scratch: Path,
         metadata: dict[str, str],
         ranks: Ranks,
+        say: Say,
         save_every_s: float,
     ) -> None:
         self.base, self.params, self.scratch = base, params, scratch
-        self.metadata, self.ranks, self.save_every_s = metadata, ranks, save_every_s
+        self.metadata, self.ranks, self.say = metadata, ranks, say
+        self.save_every_s = save_every_s
         self.position = Position()
         self.signal_received: Callable[[], int] = lambda: 0
         self.checkpoints = scratch / "checkpoints"
@@ -156,19 +150,20 @@ class _Run:
         self, sides: tuple[Examples, Examples], encoded: Path, inputs: Mapping[str, str]
     ) -> None:
         """Encode the examples, or find what an earlier start encoded; then set up the networks."""
+        params = self.params
         models = load_models(self.base.weights, self.base.config)
-        _check_objective(models, self.base, self.params)
+        settle_objective(models, self.base, params)
         self.dataset, self.validation = (
-            self._encoded(models, side, examples, encoded, inputs)
+            encode_once(models, side, examples, params, encoded, inputs, self.ranks, self.say)
             for side, examples in zip(SIDES, sides, strict=True)
         )
         # what does not learn is not needed any more: the base's file has it, if it is to be kept
         models.vae.to("meta")
-        if not self.params.trains_text_encoder:
+        if not params.trains_text_encoder:
             nn.Module.to(models.text_encoder, "meta")
         self.models = models
-        self.parts = make_parts(models, self.params, self.ranks.device)
-        self.learner = Learner(models, self.parts, self.params, self.ranks)
+        self.parts = make_parts(models, params, self.ranks.device)
+        self.learner = Learner(models, self.parts, params, self.ranks)
         trained = sum(weight.numel() for weight in self.learner.weights)
         shapes = len(set(self.dataset.shapes))
         self.steps_per_epoch = len(self._steps(1))
@@ -236,56 +231,6 @@ class _Run:
             shutil.rmtree(self.scratch / "weights")
         return leads_on
 
-    def _encoded(
-        self,
-        models: Models,
-        side: str,
-        examples: Examples,
-        encoded: Path,
-        inputs: Mapping[str, str],
-    ) -> Dataset:
-        """Encode examples once for all runs that see them alike."""
-        params, ranks = self.params, self.ranks
-        dtype = PRECISIONS[params.precision]
-        choices = buckets(params.resolution, params.max_aspect, params.bucket_step_px)
-        key = {
-            **{name: inputs.get(name) for name in ("base", "config", "encoding", side)},
-            "buckets": [str(bucket) for bucket in choices],
-            "captions": "tokens" if params.trains_text_encoder else str(dtype),
-        }
-        folder = encoded / f"{side}-{sha256_json(key)[:16]}"
-        done = folder / "done"
-        with ExitStack() as held:
-            if ranks.is_first:
-                held.enter_context(exclusive(folder, wait=True))
-            ranks.wait()
-            if not done.is_file():
-                for network in (models.vae, models.text_encoder):
-                    nn.Module.to(network, ranks.device).eval()
-                progress = Progress(f"encode {side}", len(examples), self.stream)
-                cut = encode_examples(
-                    models,
-                    examples,
-                    choices,
-                    folder,
-                    keep_tokens=params.trains_text_encoder,
-                    dtype=dtype,
-                    rank=ranks.rank,
-                    ranks=ranks.count,
-                    on_example=lambda count: progress.advance(count * ranks.count),
-                )
-                progress.close()
-                if cut:
-                    self.say(f"{side}: {cut:,} captions were too long for the text encoder; cut")
-                ranks.wait()
-                if ranks.is_first:
-                    with replacing(done) as partial_:
-                        partial_.touch()
-        dataset = Dataset(folder)
-        if not len(dataset):
-            raise ValueError(f"there are no examples for {side}; is the manifest empty?")
-        return dataset
-
     def _warn_of_small_buckets(self) -> None:
         """Say where batches are smaller than params ask for: they still train, only slower."""
         sizes = [self.dataset.shapes.count(shape) for shape in set(self.dataset.shapes)]
@@ -317,7 +262,8 @@ class _Run:
         )
         drawn = ahead(draw, [rows for batches in own for rows in batches])
         label = f"epoch {position.epoch} of at most {params.max_epochs}"
-        progress = Progress(label, len(self.dataset) - position.seen, self.stream)
+        count = len(self.dataset) - position.seen
+        progress = Progress(label, count, is_shown=self.ranks.is_first)
         saved, pause = time.monotonic(), self.save_every_s
         for batches, share in zip(steps, own, strict=True):
             count = sum(map(len, batches))
@@ -517,45 +463,3 @@ class _InterruptedError(Exception):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-def _claim(scratch: Path, params: TrainParams, inputs: Mapping[str, str]) -> None:
-    """Make a scratch folder this run's, or see that it is."""
-    name = sha256_json({"params": params.without_ends(), "inputs": dict(inputs)})
-    path = scratch / "run"
-    if path.is_file() and (found := path.read_text(encoding="utf-8")) != name:
-        raise ValueError(
-            f"{scratch} holds another run ({found[:12]}, not {name[:12]}): other params, examples "
-            "or base. Give each run its own folder, or remove this one"
-        )
-    with replacing(path) as partial_:
-        partial_.write_text(name, encoding="utf-8")
-
-
-def _hash_inputs(base: Base, *sides: Examples) -> dict[str, str]:
-    """Name base and examples by their bytes, whatever the order of the examples."""
-    examples = {
-        side: sha256_json(sorted((e.id, e.caption, sha256_bytes(e.image)) for e in found[:]))
-        for side, found in zip(SIDES, sides, strict=True)
-    }
-    return {"base": sha256_file(base.weights), "config": sha256_folder(base.config), **examples}
-
-
-def _check_objective(models: Models, base: Base, params: TrainParams) -> None:
-    """See that base and params mean the same objective; then let the noise schedule follow it."""
-    config = models.noise_scheduler.config
-    says = read_header(base.weights).metadata.get("modelspec.prediction_type")
-    stated = {
-        str(base.config): config.prediction_type,
-        str(base.weights): {"v": V_PREDICTION}.get(says or "", says),
-    }
-    for where, prediction_type in stated.items():
-        if prediction_type not in (None, params.prediction_type):
-            raise ValueError(
-                f"prediction_type is {params.prediction_type!r} in params, but {where} says "
-                f"{prediction_type!r}; say the same, or start from another base"
-            )
-    if params.zero_terminal_snr:
-        models.noise_scheduler = type(models.noise_scheduler).from_config(
-            config, rescale_betas_zero_snr=True
-        )

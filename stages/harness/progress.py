@@ -11,17 +11,21 @@ TERMINAL_EVERY_S = 0.2
 class Progress:
     """Counts what is done, and shows rate and time left."""
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, total: int, stream: TextIO | None = None, *, is_shown: bool = True
+    ) -> None:
         """Start the clock.
 
         Args:
             label: the job's name.
             total: number of units in the whole job.
             stream: where to print; standard error if None.
+            is_shown: false where another process speaks for this one.
         """
         self.label = label
         self.total = total
         self.stream = stream or sys.stderr
+        self.is_shown = is_shown
         self.is_terminal = self.stream.isatty()
         self.done = 0
         self.started = time.monotonic()
@@ -38,7 +42,7 @@ class Progress:
     def close(self) -> None:
         """Print how it ended."""
         self._print(self.line(time.monotonic() - self.started))
-        if self.is_terminal:
+        if self.is_terminal and self.is_shown:
             self.stream.write("\n")
 
     def line(self, elapsed_s: float) -> str:
@@ -56,6 +60,8 @@ class Progress:
         return f"{text}, {rate:.3g}/s, {clock((self.total - self.done) / rate)} left"
 
     def _print(self, line: str) -> None:
+        if not self.is_shown:
+            return
         self.stream.write(f"\r\x1b[K{line}" if self.is_terminal else f"{line}\n")
         self.stream.flush()
 

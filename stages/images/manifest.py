@@ -1,16 +1,18 @@
 """Manifests: tables that name pictures in shards, as `stages.split` writes them."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.harness.files import sha256_bytes
 
+Made = TypeVar("Made")
 COLUMNS = ("id", "caption", "shard", "member", "sha256")
 
 
@@ -23,6 +25,22 @@ class Entry:
     shard: str  # path of the tar file, from where the stage runs
     member: str  # name of the picture inside
     sha256: str  # of the picture's bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pictures(Generic[Made]):
+    """What is made of the pictures of a manifest, each read only when it is asked for."""
+
+    entries: list[Entry]
+    make: Callable[[Entry, bytes], Made]
+
+    def __len__(self) -> int:
+        """Count them."""
+        return len(self.entries)
+
+    def __getitem__(self, part: slice) -> Iterator[Made]:
+        """Read some of them; see `read_pictures` for what may be wrong."""
+        return (self.make(entry, image) for entry, image in read_pictures(self.entries[part]))
 
 
 def read_manifest(path: Path) -> list[Entry]:

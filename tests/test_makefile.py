@@ -1,0 +1,52 @@
+"""`make profile` never loses edits."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Make a repository with the Makefile, the profiles and the params."""
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "params.yaml")
+    shutil.copytree(ROOT / "profiles", tmp_path / "profiles")
+    git = ["git", "-c", "user.name=A", "-c", "user.email=a@example.org"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "All"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    return tmp_path
+
+
+def profile(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":
+    command = ["make", "--no-print-directory", "profile", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_a_profile_is_put_in_force(copy: Path) -> None:
+    done = profile(copy, "NAME=sd15")
+    assert done.returncode == 0, done.stderr
+    assert (copy / "params.yaml").read_bytes() == (ROOT / "profiles/sd15.yaml").read_bytes()
+    assert profile(copy, "NAME=mini").returncode == 0  # an unedited profile is nobody's edit
+
+
+def test_edits_are_kept_until_one_says_otherwise(copy: Path) -> None:
+    params = copy / "params.yaml"
+    edited = params.read_text(encoding="utf-8") + "# mine\n"
+    params.write_text(edited, encoding="utf-8")
+    refused = profile(copy, "NAME=sd15")
+    assert refused.returncode != 0
+    assert "neither committed nor a profile; they would be lost" in refused.stderr
+    assert params.read_text(encoding="utf-8") == edited
+    assert profile(copy, "NAME=sd15", "FORCE=1").returncode == 0
+    assert params.read_bytes() == (ROOT / "profiles/sd15.yaml").read_bytes()
+
+
+def test_an_unknown_profile_names_the_known_ones(copy: Path) -> None:
+    refused = profile(copy, "NAME=sdxl")
+    assert refused.returncode != 0
+    assert "make profile NAME=mini" in refused.stderr
+    assert "make profile NAME=sd15" in refused.stderr

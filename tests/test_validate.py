@@ -1,0 +1,50 @@
+"""Checkpoints scored on held-out pictures, at any run's resolution."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from stages.validate import main
+from tests.test_train import project, stage, write_params
+from tests.tiny_training import PARAMS, base, one_thread
+
+__all__ = ["base", "one_thread", "project"]  # fixtures are found by their names
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def validate(base: Path, run: str = "64") -> None:
+    weights = ["base=" + str(base / "base.safetensors"), "models/64"]
+    options = ["--config", str(base / "config"), "--validation", "validation.parquet"]
+    main([run, "--weights", *weights, *options, "--out", "scores.json"])
+
+
+def test_checkpoints_get_the_loss_that_training_measured(base: Path, project: Path) -> None:
+    stage(base)
+    validate(base)
+    scores = json.loads((project / "scores.json").read_text())
+    metrics = json.loads((project / "reports/64/metrics.json").read_text())
+    found = scores["checkpoints"]
+    assert list(found) == ["base", "epoch_002", "epoch_003"]
+    assert found["base"]["loss"] == pytest.approx(metrics["start"], rel=1e-5)
+    assert found["base"]["change_percent"] == 0
+    assert found["epoch_003"]["loss"] == pytest.approx(metrics["minimum"], rel=1e-3)  # float16
+    assert found["epoch_003"]["change_percent_high"] < 0
+    assert len(found["base"]["by_timestep"]) == PARAMS.validation_timesteps
+
+
+def test_a_checkpoint_can_be_scored_at_another_resolution(base: Path, project: Path) -> None:
+    stage(base)
+    validate(base)
+    first = json.loads((project / "scores.json").read_text())
+    write_params("train", replace(PARAMS, resolution=24))
+    validate(base)
+    other = json.loads((project / "scores.json").read_text())
+    assert (first["resolution"], other["resolution"]) == (16, 24)
+    assert other["checkpoints"]["base"]["loss"] != first["checkpoints"]["base"]["loss"]
+
+
+def test_a_missing_checkpoint_is_named(base: Path, project: Path) -> None:
+    with pytest.raises(SystemExit, match="models/64"):
+        validate(base)
