@@ -140,6 +140,9 @@ def make_losses(reports: Path) -> None:
     ids = tuple(map(str, range(8)))
     history = History(ids, errors, (0.6, 0.5, 0.45, 0.4))
     write_reports(reports / "train" / "64", "64", history, TRAINED)
+    samples = reports / "train" / "64" / "samples"
+    samples.mkdir()
+    picture(7).save(samples / "epoch_002.png")
     write_reports(reports / "ingredients" / "vodka_v1", "vodka_v1", history, TRAINED)
 
 
@@ -386,6 +389,12 @@ def test_it_tells_what_happened(site: Path) -> None:
     ):
         assert words in text, words
     assert "secret_threshold" not in text, "a section that is not listed"
+
+
+def test_a_run_shows_what_it_drew_while_it_trained(site: Path) -> None:
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert 'src="pictures/training/64-epoch_002.png"' in page
+    assert "after epoch 2" in page
 
 
 def test_the_release_shows_its_own_pictures(recipe: Path, site: Path) -> None:

@@ -60,6 +60,7 @@ class Run:
     name: str
     epochs: list[Epoch]
     summary: Json | None  # metrics.json
+    samples: list[Path]  # drawn while it trained, a row of pictures after an epoch
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +199,8 @@ def _read_run(path: Path, name: str) -> Run:
     if not epochs:
         raise ValueError(f"{path}: a header and no epochs. Train again")
     summary = path.with_name(SUMMARY_FILE)
-    return Run(name, epochs, _read_json(summary) if summary.is_file() else None)
+    samples = sorted(path.parent.glob("samples/epoch_*.png"))
+    return Run(name, epochs, _read_json(summary) if summary.is_file() else None, samples)
 
 
 def _epoch(row: dict[str, str]) -> Epoch:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup
+from PIL import Image
 
 from stages.choice.loss import CHECKPOINT
 from stages.harness.files import link_or_copy
@@ -81,6 +82,7 @@ class Curve:
     start: float
     best: float
     best_epoch: int
+    samples: list[Picture]  # rows drawn after some epochs
 
     @property
     def is_side(self) -> bool:
@@ -181,7 +183,7 @@ def make_site(
     if findings.download:
         site.outcomes = outcomes(findings.download)
     site.samples = _samples(folder, sources.images, samples, site.split)
-    site.curves = [_curve(run, findings) for run in findings.runs]
+    site.curves = [_curve(folder, run, findings) for run in findings.runs]
     site.choices = [_choice(c.name, c.content) for c in findings.choices]
     site.tournament = draw_tournament(findings.choices)
     order = expected_grids(params)  # others after
@@ -335,14 +337,22 @@ def _add_release_pictures(site: Site, folder: Path, findings: Findings, reports:
         site.release_pictures.append(Picture(src, entry.width, entry.height, entry.prompt, note))
 
 
-def _curve(run: Run, findings: Findings) -> Curve:
+def _curve(folder: Path, run: Run, findings: Findings) -> Curve:
     choice = findings.choice(f"checkpoint.{run.name}")
     found = CHECKPOINT.fullmatch(choice["choice"]) if choice else None
     picked = int(found[1]) if found else None
     later = [row for row in run.epochs if row.epoch > 0] or run.epochs
     best = min(later, key=lambda row: row.val_loss)
     svg = Markup(draw_run(run, picked))
-    return Curve(run, svg, picked, run.epochs[0].val_loss, best.val_loss, best.epoch)
+    samples = []
+    for path in run.samples:
+        with Image.open(path) as row:
+            width, height = row.size
+        epoch = int(path.stem.removeprefix("epoch_"))
+        src = _beside(folder, path, f"training/{_plain(run.name)}-{path.name}")
+        samples.append(Picture(src, width, height, f"after epoch {epoch}"))
+    start = run.epochs[0].val_loss
+    return Curve(run, svg, picked, start, best.val_loss, best.epoch, samples)
 
 
 def _choice(name: str, content: Json) -> Choice:
