@@ -1,4 +1,6 @@
-"""When to stop, on curves as the article's: lowest at an epoch, then a slow rise under noise."""
+"""When to stop, on recorded curves and on curves as the article's: a lowest epoch, a slow rise."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from stages.diffusion.early_stop import stop_epoch
 from stages.diffusion.validation import Floats
 
 EXAMPLES = 400
+CURVES = Path(__file__).parent / "curves"
 # start, lowest, epoch of the lowest, epoch at which a person stopped: the article's two runs
 ARTICLE = {512: (0.138, 0.1361, 40, 70), 768: (0.125, 0.12166, 34, 60)}
 
@@ -33,6 +36,26 @@ def test_the_articles_runs_stop_after_their_lowest_and_no_later_than_a_person(
     epoch = stop_epoch(curve(bowl(start, lowest, at, 100), seed=seed), patience=5)
     assert epoch is not None
     assert at + 5 <= epoch <= stopped
+
+
+def recorded(name: str) -> Floats:
+    """Read a run of the mini model at 64 px: 40 held-out pictures after epochs 0 to 60."""
+    return np.loadtxt(CURVES / f"{name}.csv", delimiter=",")
+
+
+def test_a_run_that_learnt_sixty_pictures_by_heart_is_stopped_behind_its_lowest() -> None:
+    """Glossy pictures, which the base had never seen: it gains a third, then overfits."""
+    losses = recorded("sixty_pictures")
+    assert losses.mean(1).argmin() == 11
+    assert [stop_epoch(losses, patience) for patience in (2, 3, 5)] == [16, 17, 19]
+
+
+def test_a_run_on_pictures_that_the_base_knows_is_stopped_at_once() -> None:
+    assert stop_epoch(recorded("known_pictures"), patience=5) == 5
+
+
+def test_what_is_left_of_a_recorded_run_at_its_lowest_is_not_stopped() -> None:
+    assert stop_epoch(recorded("sixty_pictures")[:13], patience=2) is None
 
 
 def test_a_rise_that_begins_at_once_is_stopped_after_patience() -> None:

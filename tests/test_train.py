@@ -8,10 +8,13 @@ import shutil
 import signal
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
+from threading import Timer
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,8 +26,8 @@ from safetensors import safe_open
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.draw import Drawn
 from stages.diffusion.header import read_header
-from stages.diffusion.learner import Learner
-from stages.diffusion.loop import train
+from stages.diffusion.learner import Learner, Step
+from stages.diffusion.loop import Trained, train
 from stages.diffusion.model import Base, load_models
 from stages.diffusion.train_params import TrainParams
 from stages.harness.files import sha256_bytes, sha256_file
@@ -128,6 +131,59 @@ def test_a_run_killed_again_and_again_ends_with_the_weights_of_an_unbroken_one(
     resumed: list[str] = []
     assert hashes(start(base, scratch, params, say=resumed.append)) == hashes(unbroken)
     assert any("going on in epoch" in line for line in resumed)
+
+
+def test_twenty_kills_change_nothing_the_last_ones_after_the_stop_rule_fired(
+    base: Path, tmp_path: Path
+) -> None:
+    """Each within another step, or in the writing of its checkpoint."""
+    hasty = replace(
+        PARAMS,
+        optimizer="dadaptation",
+        learning_rate=3e5,  # far too high: every epoch is worse than the base
+        weight_decay=0.0,
+        batch_size=1,
+        max_epochs=9,
+        stop_patience=3,
+    )
+    patient = replace(hasty, stop_patience=5)  # goes on where the rule stopped
+    scratch, moments = tmp_path / "killed", random.Random(0)
+
+    def finish(folder: Path, params: TrainParams) -> Trained:
+        return train(start_from(base), pictures(40), HELD_OUT, params, folder, save_every_s=0)
+
+    unbroken = finish(tmp_path / "unbroken", patient)
+    assert len(unbroken.history) - 1 == 5  # of 20 steps each
+    for _ in range(17):
+        kill_a_child(lambda: finish(scratch, hasty), moments)
+    assert len(finish(scratch, hasty).history) - 1 == 3
+    for _ in range(3):
+        kill_a_child(lambda: finish(scratch, patient), moments)
+    assert hashes(finish(scratch, patient)) == hashes(unbroken)
+
+
+def kill_a_child(work: Callable[[], object], moments: random.Random) -> None:
+    """Work in a forked process and kill it within a step, or what follows one."""
+    steps, moment_s = moments.choice([1, 2, 3, 4]), moments.uniform(0, 0.03)
+    child = os.fork()
+    if not child:
+        done = 0
+
+        def counted(*words: Any) -> Step:
+            nonlocal done
+            done += 1
+            if done == steps:
+                Timer(moment_s, os.kill, (os.getpid(), signal.SIGKILL)).start()
+            return take_step(*words)
+
+        take_step = Learner.step
+        Learner.step = counted  # type: ignore[method-assign, assignment]
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "it ended before it could be killed"
 
 
 def test_a_polite_signal_saves_first(base: Path, tmp_path: Path) -> None:
