@@ -32,7 +32,14 @@ from stages.harness.files import sha256_bytes
 from stages.harness.named import named_weights
 
 Report = dict[str, Any]
-RULE = RuleParams(min_votes=20, resamples=400, confidence=0.95, seed=1)
+RULE = RuleParams(
+    min_votes=20,
+    min_score_lead=0.5,
+    min_loss_lead=0.01,
+    resamples=400,
+    confidence=0.95,
+    seed=1,
+)
 COVERAGE_RUNS = 400
 PATIENCE = 3  # times the goal: the machine may be at other work
 PROMPTS = [f"prompt {i}" for i in range(12)]
@@ -191,8 +198,69 @@ def test_the_next_measure_decides_between_equals(choosing: Choosing, tmp_path: P
     choosing.loss = tmp_path / "loss.csv"
     choosing.loss.write_text("epoch,val_loss\n10,0.5\n20,0.4\n")
     report = choosing.one(names)
-    assert report["choice"] == "epoch_020"
-    assert "no clear winner" in report["reason"]
+    assert (report["choice"], report["by"]) == ("epoch_020", "validation loss")
+    assert "lower by 20.00%, at least select.rule.min_loss_lead = 1.00%" in report["reason"]
+    assert "Not decided by score: epoch_020" in report["reason"]
+
+
+def make_losses(path: Path, losses: dict[int, float]) -> Path:
+    path.write_text("epoch,val_loss\n" + "".join(f"{e},{x}\n" for e, x in losses.items()))
+    return path
+
+
+def test_a_score_whose_lead_may_be_chance_leaves_the_choice_to_the_loss(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    means = {"epoch_010": 1.0, "epoch_020": 1.02}
+    choosing.scores = [make_scores(tmp_path / "s.csv", means, noise=0.5)]
+    choosing.loss = make_losses(tmp_path / "loss.csv", {10: 0.4, 20: 0.5})
+    report = choosing.one(list(means))
+    assert (report["choice"], report["by"]) == ("epoch_010", "validation loss")
+    assert report["is_clear"] is None
+    assert "the interval holds zero, and less than select.rule.min_score_lead" in report["reason"]
+
+
+def test_a_sure_lead_decides_however_small_and_a_large_one_however_unsure(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.loss = make_losses(tmp_path / "loss.csv", {10: 0.4, 20: 0.5})
+    sure = {"epoch_010": 1.0, "epoch_020": 1.02}
+    choosing.scores = [make_scores(tmp_path / "s.csv", sure, noise=0.001)]
+    report = choosing.one(list(sure))
+    assert (report["choice"], report["by"], report["is_clear"]) == ("epoch_020", "score", True)
+    large = {"epoch_010": 1.0, "epoch_020": 3.0}
+    choosing.scores = [make_scores(tmp_path / "s.csv", large, noise=9.0)]
+    report = choosing.one(list(large))
+    assert (report["by"], report["is_clear"]) == ("score", False)
+    assert "but the lead is at least select.rule.min_score_lead = 0.5" in report["reason"]
+
+
+def test_who_surely_lost_by_score_does_not_come_back_by_loss(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    means = {"epoch_010": 1.0, "epoch_020": 1.0, "epoch_030": -9.0}
+    choosing.scores = [make_scores(tmp_path / "s.csv", means, noise=0.5)]
+    choosing.loss = make_losses(tmp_path / "loss.csv", {10: 0.5, 20: 0.4, 30: 0.1})
+    assert choosing.one(list(means))["choice"] == "epoch_020"
+
+
+def test_when_no_measure_decides_the_first_one_s_best_goes_on_and_that_is_told(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    means = {"epoch_010": 1.0, "epoch_020": 1.2}
+    choosing.scores = [make_scores(tmp_path / "s.csv", means, noise=0.5)]
+    choosing.loss = make_losses(tmp_path / "loss.csv", {10: 0.4, 20: 0.401})
+    report = choosing.one(list(means))
+    scores = {name: figures["score"] for name, figures in report["candidates"].items()}
+    assert report["choice"] == max(scores, key=scores.__getitem__)
+    assert (report["by"], report["is_clear"]) == ("score", False)
+    for words in (
+        "no clear winner by any measure",
+        "Not decided by score",
+        "less than select.rule",
+    ):
+        assert words in report["reason"]
+    assert "Not decided by validation loss: epoch_010" in report["reason"]
 
 
 def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
@@ -556,7 +624,8 @@ def test_a_lower_loss_is_the_better_one() -> None:
 def test_the_command_line_reads_the_choices_own_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rule = {"min_votes": 20, "resamples": 100, "confidence": 0.95, "seed": 1}
+    rule = {"min_votes": 20, "min_score_lead": 0.5, "min_loss_lead": 0.01}
+    rule |= {"resamples": 100, "confidence": 0.95, "seed": 1}
     section = {"rule": rule, "checkpoint": {64: {"choice": "epoch_020"}}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"select": section}))
     make_weights(tmp_path / "run", ["epoch_010", "epoch_020"])
