@@ -1,8 +1,9 @@
 """Draw the pictures by which models are compared, show them as sheets, and score them.
 
 `cells` draws every prompt at every size and seed with each model; a picture that was drawn before,
-by any grid, is not drawn again. `sheet` puts the pictures side by side. `score` lets a CLIP judge
-how well each shows its prompt.
+by any grid, is not drawn again. A kill costs two batches of pictures at most: the one being drawn
+and the one before it, which is written meanwhile. `sheet` puts the pictures side by side. `score`
+lets a CLIP judge how well each shows its prompt.
 """
 
 import argparse
@@ -303,6 +304,7 @@ def open_model(weights: Path, config: Path, easels: "Easels") -> Draw:
     from stages.diffusion.sample import SamplingParams, draw
 
     loaded: dict[tuple[object, ...], Models] = {}
+    refused: dict[tuple[object, ...], ValueError] = {}  # read once, not again for every cell
 
     def draw_cells(cells: list[Cell]) -> list[Image.Image]:
         cell = cells[0]
@@ -315,8 +317,14 @@ def open_model(weights: Path, config: Path, easels: "Easels") -> Draw:
                 tile_px=cell.vae_tile_px,
                 cache=work_dir("compiled"),
             )
+        if kind in refused:
+            raise refused[kind]
         if kind not in loaded:
-            loaded[kind] = easels[kind].put(weights)
+            try:
+                loaded[kind] = easels[kind].put(weights)
+            except ValueError as error:
+                refused[kind] = error
+                raise
         sampling = SamplingParams(
             sampler=cell.sampler,
             steps=cell.steps,

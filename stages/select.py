@@ -7,9 +7,9 @@
   final              the release, among the rows' winners
 
 The params say `auto`, or name a candidate, which wins. `auto` goes by votes if there are enough,
-then by score, then by validation loss: the best goes on, and the next measure counts only where
-two are exactly equal. Where the lead over the closest rival could be chance (its interval, by
-resampled prompts, holds zero), the report says "no clear winner".
+then by score if the lead is sure or large, then by validation loss if the lead is large enough;
+`select.rule` holds the thresholds. If none decides, the best by the first measure goes on, and the
+report says "no clear winner".
 """
 
 import argparse
@@ -21,6 +21,9 @@ from typing import Any
 
 from stages.choice.loss import validation_losses
 from stages.choice.rule import (
+    LOSS,
+    SCORE,
+    VOTES,
     Decision,
     Evidence,
     Interval,
@@ -166,7 +169,7 @@ def gather(
         evidence.append(_score_evidence(measures.scores, models, rule))
     if measures.loss:
         losses = validation_losses(measures.loss, candidates)
-        evidence.append(Evidence("validation loss", losses, lower_is_better=True))
+        evidence.append(Evidence(LOSS, losses, lower_is_better=True))
     return evidence, remarks
 
 
@@ -211,7 +214,7 @@ def _votes_evidence(
         )
     prompts = len({vote.prompt for vote in ballot.votes})
     by_model = dict(zip(models, resampled, strict=True))
-    return [Evidence("votes", values, resampled=by_model, prompts=prompts)], remarks
+    return [Evidence(VOTES, values, resampled=by_model, prompts=prompts)], remarks
 
 
 def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RuleParams) -> Evidence:
@@ -219,7 +222,7 @@ def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RulePara
     table = score_table(scores, models, ", ".join(map(str, paths)))
     resampled = resampled_means(table, rule.resamples, rule.seed)
     return Evidence(
-        "score",
+        SCORE,
         dict(zip(models, table.means.mean(1).tolist(), strict=True)),
         resampled=dict(zip(models, resampled, strict=True)),
         prompts=len(table.prompts),

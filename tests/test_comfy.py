@@ -16,7 +16,7 @@ from stages.comfy.server import Server
 from stages.comfy.workflow import SAMPLERS, Workflow, read_workflow
 from stages.harness.files import sha256_bytes
 from stages.images.cells import SAMPLER_NAMES, Cell, GridParams, planned_cells, read_manifest
-from tests.comfy_server import FakeComfy, Habits
+from tests.comfy_server import REFUSED, UNKNOWN_NODE, FakeComfy, Habits
 from tests.imports import ROOT
 from tests.test_grid import PARAMS
 
@@ -55,6 +55,7 @@ def params_for(*servers: FakeComfy | str, timeout_s: float = 20.0) -> GridParams
 
 
 def run(tmp_path: Path, params: GridParams) -> dict[str, Any]:
+    tmp_path.mkdir(exist_ok=True)
     weights = {}
     for name in MODELS:
         weights[name] = tmp_path / f"{name}.bin"
@@ -120,7 +121,7 @@ def test_when_all_are_lost_what_was_drawn_is_kept(tmp_path: Path, start: Start) 
     assert counts["drawn"] == 11
 
 
-@pytest.mark.parametrize("habit", ["silent", "drops_socket", "old"])
+@pytest.mark.parametrize("habit", ["silent", "drops_socket", "old", "combo"])
 def test_messages_that_never_come_and_older_servers_are_no_obstacle(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, habit: str
 ) -> None:
@@ -162,8 +163,35 @@ def test_a_server_without_the_checkpoint_is_refused_before_the_work(
 def test_a_graph_that_the_server_refuses_is_told_with_its_reason(
     tmp_path: Path, start: Start
 ) -> None:
-    with pytest.raises(ValueError, match=r"every cell failed.*refused the graph: node checkpoint"):
-        run(tmp_path, params_for(start(refuses=True)))
+    reason = r"every cell failed.*refused the graph: node checkpoint.*'gone\.safetensors' not in"
+    with pytest.raises(ValueError, match=reason):
+        run(tmp_path, params_for(start(refuses=REFUSED)))
+    with pytest.raises(ValueError, match=r"refused the graph: Node 'Sampler9000' not found"):
+        run(tmp_path, params_for(start(refuses=UNKNOWN_NODE)))
+
+
+def test_a_cell_that_somebody_interrupts_is_marked_and_the_rest_is_drawn(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.comfy.server.ASK_AGAIN_S", 0.1)
+    habits: dict[str, Any]
+    for number, habits in enumerate(({}, {"silent": True})):
+        monkeypatch.setenv("DVC_ROOT", str(tmp_path / str(number)))
+        counts = run(tmp_path / str(number), params_for(start(interrupted_on="apple", **habits)))
+        assert counts["failed_by_model"] == {"one": CELLS // 2, "two": CELLS // 2}
+        entries = read_manifest(tmp_path / str(number) / "out").entries
+        said = {entry.failed for entry in entries if entry.failed}
+        assert said == {"PictureError: it was interrupted (node KSampler)"}
+
+
+@pytest.mark.parametrize(
+    ("habit", "words"), [("loses", "has no file"), ("cuts", "what came is no whole picture")]
+)
+def test_a_picture_that_does_not_come_whole_fails_its_cell_alone(
+    tmp_path: Path, start: Start, habit: str, words: str
+) -> None:
+    with pytest.raises(ValueError, match=f"every cell failed; the first: PictureError: .*{words}"):
+        run(tmp_path, params_for(start(**{habit: True})))
 
 
 def test_a_picture_of_another_size_is_not_taken(tmp_path: Path, start: Start) -> None:

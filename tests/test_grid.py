@@ -164,7 +164,7 @@ def test_the_manifest_says_where_each_cell_is(zoo: Zoo, tmp_path: Path) -> None:
 
 
 KILLED_RUN = f"""
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 from stages import grid
 from stages.harness.named import named_weights
@@ -181,21 +181,29 @@ def open_model(weights, config, easels):
         return draw(cells)
     return draw_cells
 
+def slow_put(cache, cell, picture, put=grid.CellCache.put):
+    time.sleep(pause_s)
+    return put(cache, cell, picture)
+
 grid.open_model = open_model
-run, config, out = map(Path, sys.argv[1:])
+grid.CellCache.put = slow_put
+run, config, out = map(Path, sys.argv[1:4])
+pause_s = float(sys.argv[4])
 grid.run_cells("test", named_weights([str(run)]), config, out, out.with_suffix(".json"), PARAMS)
 """
 
 
+@pytest.mark.parametrize("pause_s", ["0", "0.3"])  # of a disk, before it takes a picture
 def test_a_killed_run_goes_on_where_it_was_and_ends_alike(
-    zoo: Zoo, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+    zoo: Zoo, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch, pause_s: str
 ) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-c", KILLED_RUN, str(zoo.run), str(zoo.config), str(out)]
+    command.append(pause_s)
     ended = subprocess.run(command, capture_output=True, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     drawn = cached(scratch)
-    # of what was drawn, the last batch may still have been on its way to the disk
+    # of what was drawn, no more than one batch was still on its way to the disk
     assert KILLED_AFTER - PARAMS.batch_size <= len(drawn) <= KILLED_AFTER
     assert not out.exists()
     monkeypatch.setattr(grid, "open_model", fake_model)
@@ -247,6 +255,58 @@ def test_a_model_of_broken_weights_is_marked_and_a_grid_of_nothing_else_fails(
         grid.run_cells(
             "bad", {"broken": file}, zoo.config, tmp_path / "out", tmp_path / "r.json", params
         )
+
+
+def call(monkeypatch: pytest.MonkeyPatch, params: GridParams, *words: object) -> None:
+    """Run the command line with params."""
+    monkeypatch.setattr(grid, "load_params", lambda *_: params)
+    monkeypatch.setattr("sys.argv", ["grid", *map(str, words)])
+    grid.main()
+
+
+@pytest.mark.parametrize(
+    ("broken", "words"), [("nan", "not a finite picture"), ("lacking", "not the architecture that")]
+)
+def test_weights_that_draw_nothing_end_in_one_message_and_are_read_once(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, words: str
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from stages.diffusion.render import Easel
+
+    weights = load_file(zoo.run / "epoch_002.safetensors")
+    first = "model.diffusion_model.input_blocks.0.0.weight"
+    weights[first].fill_(float("nan"))
+    if broken == "lacking":
+        del weights[first]
+    save_file(weights, tmp_path / "bad.safetensors")
+    put, reads = Easel.put, []
+
+    def counted(easel: Easel, path: Path) -> Any:
+        reads.append(path)
+        return put(easel, path)
+
+    monkeypatch.setattr(Easel, "put", counted)
+    line = ["cells", f"bad={tmp_path / 'bad.safetensors'}", "--group", "g", "--config", zoo.config]
+    line += ["--out", tmp_path / "out", "--report", tmp_path / "r.json"]
+    with pytest.raises(SystemExit, match=f"every cell failed; the first: .*{words}") as ended:
+        call(monkeypatch, PARAMS, *line)
+    assert str(ended.value).count("\n") == 1, "one message, and how to see more"
+    assert len(reads) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_gives_up_ends_in_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(grid, "run_score", too_large)
+    words = ["score", "--cells", tmp_path, "--clip", tmp_path, "--out", tmp_path / "s.csv"]
+    with pytest.raises(SystemExit, match="the device gave up: CUDA out of memory") as ended:
+        call(monkeypatch, PARAMS, *words)
+    assert "Traceback" not in str(ended.value)
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(zoo: Zoo, tmp_path: Path) -> None:

@@ -309,8 +309,11 @@ def test_it_fits_a_phone(browser: Browser, site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_large(tmp_path_factory.mktemp("large"))
+
+
+def make_large(folder: Path) -> Path:
     """Make a site of 5,184 pictures of 512 px; the files are few, but each has its own address."""
-    folder = tmp_path_factory.mktemp("large")
     rng = np.random.default_rng(0)
     sources = []
     for number in range(12):

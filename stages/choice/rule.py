@@ -1,10 +1,16 @@
 """The rule by which `auto` chooses, and a person's right to choose otherwise.
 
-`auto` ranks the candidates by votes, then by score, then by validation loss: by the first of
-these that there is, and by the next only where two are exactly equal. Votes count when there are
-at least `min_votes` and they compare every candidate with every other, through third ones if need
-be. The best goes on, whatever the margin; but where the interval of its lead over the closest
-rival holds zero, the decision says "no clear winner". A name in params wins over all of that.
+`auto` asks votes, then score, then validation loss, and goes by the first that decides:
+
+- votes, if there are at least `min_votes` and they compare every candidate with every other,
+  through third ones if need be;
+- score, if the best one's lead over each rival is surely above zero (its interval, by prompts that
+  are resampled for both alike), or is at least `min_score_lead`;
+- validation loss, if the best one's is lower than each rival's by a share of `min_loss_lead`.
+
+Where a measure does not decide, the next is asked only about the best and those that it did not
+tell apart from it: who surely lost by score does not come back by loss. If none decides, the best
+by the first measure goes on, and the reason says so. A name in params wins over all of that.
 
 Most choices have one place. Some have several (three of four mixes go on): then each place lists
 who may take it, the best candidates go on, and each takes the place that it can.
@@ -21,6 +27,7 @@ from stages.harness.params import Params
 
 Floats = npt.NDArray[np.float64]
 AUTO = "auto"
+VOTES, SCORE, LOSS = "votes", "score", "validation loss"
 Places = dict[str, list[str]]  # place -> names of the candidates that `auto` may put there
 
 
@@ -29,6 +36,8 @@ class RuleParams(Params):
     """Section `select.rule`, in force wherever a choice is `auto`."""
 
     min_votes: int  # fewer are left aside; 196 tell 60:40 from even, 784 tell 55:45
+    min_score_lead: float  # points; a smaller lead decides only if its interval excludes zero
+    min_loss_lead: float  # share of the rival's loss; a smaller lead decides nothing
     resamples: int  # of the prompts, for the intervals
     confidence: float  # of the intervals: 0.95
     seed: int  # of the resampling
@@ -37,6 +46,8 @@ class RuleParams(Params):
         """Check the ranges."""
         if self.min_votes < 1 or self.resamples < 1:
             raise ValueError("min_votes and resamples must be at least 1")
+        if self.min_score_lead <= 0 or not 0 <= self.min_loss_lead < 1:
+            raise ValueError("min_score_lead must be above 0, min_loss_lead at least 0 and below 1")
         if not 0 < self.confidence < 1:
             raise ValueError(f"confidence must lie between 0 and 1, got {self.confidence}")
 
@@ -45,7 +56,7 @@ class RuleParams(Params):
 class Evidence:
     """What one kind of measure says about every candidate."""
 
-    kind: str  # as it stands in the report: votes, score, validation loss
+    kind: str  # as it stands in the report: VOTES, SCORE or LOSS
     values: dict[str, float]  # by candidate
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
@@ -72,7 +83,7 @@ class Interval:
 
 @dataclass(frozen=True, slots=True)
 class Rivalry:
-    """The closest call of a choice: one that goes on, and the one that it kept out."""
+    """One that goes on, and one that it kept out."""
 
     kept: str
     rival: str
@@ -123,10 +134,23 @@ def decide(
             f"{len(candidates)} candidates ({', '.join(candidates)}) and nothing to choose by: "
             "give --scores, --loss or --votes, or name one in the params"
         )
-    best = evidence[0]
-    rivalry = closest_call(chosen, rivals, places, best, params.confidence)
-    is_clear = rivalry.lead.is_clear if rivalry.lead else None
-    return Decision(chosen, best.kind, _reason(chosen, rivalry, best, params), is_clear)
+    passed_over: list[str] = []
+    contenders = list(candidates)
+    for number, kind in enumerate(evidence):
+        ranked = rank(contenders, evidence[number:])
+        chosen = fill_places(ranked, places)
+        calls = rivalries(chosen, ranked, places, kind, params.confidence)
+        close = [call for call in calls if not decides(call, kind, params)]
+        if not close:
+            call = closest(calls, kind)
+            reason = f"{_listed(chosen)}: best by {kind.kind}. The closest call: "
+            reason += _told(call, kind, params)
+            return Decision(chosen, kind.kind, " ".join([reason, *passed_over]), _is_clear(calls))
+        told = _told(closest(close, kind), kind, params)
+        passed_over.append(f"Not decided by {kind.kind}: {told}")
+        out = {call.rival for call in calls} - {call.rival for call in close}
+        contenders = [name for name in contenders if name not in out]
+    return _undecided(candidates, places, evidence, passed_over)
 
 
 def check_places(candidates: Sequence[str], places: Places) -> None:
@@ -192,17 +216,38 @@ def _replaceable(name: str, chosen: dict[str, str], places: Places) -> list[str]
     return [out for out in kept if seat([*(k for k in kept if k != out), name], places) is not None]
 
 
-def closest_call(
+def rivalries(
     chosen: dict[str, str],
-    rivals: Sequence[str],
+    ranked: Sequence[str],
     places: Places,
     evidence: Evidence,
     confidence: float,
-) -> Rivalry:
-    """Find the pair of one that goes on and one that it kept out whose difference is least sure."""
-    pairs = [(k, rival) for rival in rivals for k in _replaceable(rival, chosen, places)]
-    kept, rival = min(pairs, key=lambda pair: evidence.merit(pair[0]) - evidence.merit(pair[1]))
-    return Rivalry(kept, rival, difference(kept, rival, evidence, confidence))
+) -> list[Rivalry]:
+    """Pair each that goes on with each that it kept out."""
+    kept = set(chosen.values())
+    return [
+        Rivalry(out, rival, difference(out, rival, evidence, confidence))
+        for rival in ranked
+        if rival not in kept
+        for out in _replaceable(rival, chosen, places)
+    ]
+
+
+def closest(calls: Sequence[Rivalry], evidence: Evidence) -> Rivalry:
+    """Find the smallest lead, of those that may be chance if there are any."""
+    unsure = [call for call in calls if call.lead and not call.lead.is_clear]
+    return min(unsure or calls, key=lambda c: evidence.merit(c.kept) - evidence.merit(c.rival))
+
+
+def decides(call: Rivalry, evidence: Evidence, params: RuleParams) -> bool:
+    """Tell whether a measure keeps one of two out, by its threshold."""
+    lead = evidence.merit(call.kept) - evidence.merit(call.rival)
+    if evidence.kind == SCORE:
+        surely = call.lead is not None and call.lead.low > 0
+        return surely or lead >= params.min_score_lead
+    if evidence.kind == LOSS:
+        return lead > 0 and lead >= params.min_loss_lead * evidence.values[call.rival]
+    return True  # of votes there are enough, or they would be no evidence
 
 
 def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interval | None:
@@ -245,20 +290,53 @@ def _by_person(
     return Decision(chosen, "a person", reason, None)
 
 
-def _reason(
-    chosen: dict[str, str], rivalry: Rivalry, evidence: Evidence, params: RuleParams
-) -> str:
-    kept, rival, lead = rivalry.kept, rivalry.rival, rivalry.lead
-    values = evidence.values
-    text = (
-        f"{_listed(chosen)}: best by {evidence.kind}. The closest call: {kept} "
-        f"({values[kept]:.4g}) before {rival} ({values[rival]:.4g})"
+def _undecided(
+    candidates: Sequence[str],
+    places: Places,
+    evidence: Sequence[Evidence],
+    passed_over: Sequence[str],
+) -> Decision:
+    """Let the best by the first measure go on, though no measure decides."""
+    best = evidence[0]
+    chosen = fill_places(rank(candidates, evidence), places)
+    reason = (
+        f"{_listed(chosen)}: no clear winner by any measure; the better by {best.kind} goes on."
     )
-    if lead is None:
+    is_clear = None if best.resampled is None else False
+    return Decision(chosen, best.kind, " ".join([reason, *passed_over]), is_clear)
+
+
+def _is_clear(calls: Sequence[Rivalry]) -> bool | None:
+    """Tell whether all leads are surely above zero; None without intervals."""
+    leads = [call.lead for call in calls if call.lead]
+    return all(lead.is_clear for lead in leads) if leads else None
+
+
+def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
+    """Say in words and numbers how two compare, and what that comes to."""
+    kept, rival, lead = call.kept, call.rival, call.lead
+    values = evidence.values
+    text = f"{kept} ({values[kept]:.4g}) before {rival} ({values[rival]:.4g})"
+    if lead is not None:
+        percent = f"{params.confidence * 100:g} %"
+        text += f", ahead by {lead.mean:.3g} ({percent} interval {lead.low:.3g} to {lead.high:.3g})"
+    enough = decides(call, evidence, params)
+    if evidence.kind == LOSS:
+        share = (evidence.merit(kept) - evidence.merit(rival)) / values[rival]
+        word = "at least" if enough else "less than"
+        return (
+            f"{text}, lower by {share:.2%}, {word} "
+            f"select.rule.min_loss_lead = {params.min_loss_lead:.2%}."
+        )
+    if lead is None or lead.low > 0:
         return text + "."
-    percent = f"{params.confidence * 100:g} %"
-    text += f", ahead by {lead.mean:.3g} ({percent} interval {lead.low:.3g} to {lead.high:.3g})"
-    return text + ("." if lead.is_clear else ": no clear winner, the better mean goes on.")
+    if evidence.kind == VOTES:
+        return text + ": no clear winner, the stronger goes on."
+    word = "at least" if enough else "and less than"
+    margin = f"{word} select.rule.min_score_lead = {params.min_score_lead:g}"
+    if enough:
+        return f"{text}: the interval holds zero, but the lead is {margin}."
+    return f"{text}: the interval holds zero, {margin}."
 
 
 def _listed(chosen: dict[str, str]) -> str:

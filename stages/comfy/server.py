@@ -1,12 +1,13 @@
 """One ComfyUI server: ask it for a picture, wait for its word, fetch the file.
 
-Its races, and what is done about them: it says that it has finished before its history tells the
+Its races, and what is done about them: it says `execution_success` before its history tells the
 files, so the history is asked until it knows; a message may be lost with its socket, so the
-history is asked now and then while we wait; the same graph sent twice is answered with the first
+history is asked now and then while we wait; an equal graph sent twice is answered with the first
 one's file, so every request names a file of its own.
 
-Sources: `server.py`, `execution.py` and `main.py` of ComfyUI 0.8.1, and its documentation's pages
-    Routes and Messages.
+Sources, each file of github.com/Comfy-Org/ComfyUI at a commit of its own, for no one release was
+    at hand whole: server.py 002c3fb9, execution.py 04e2a914, main.py 02018c7e, nodes.py 02217e36,
+    comfy_execution/progress.py 1b71f275. They were read, not run.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ HISTORY_PAUSE_S = 0.05
 MAX_MESSAGE_BYTES = 64 * 2**20  # previews are pictures
 LOST = (aiohttp.ClientError, TimeoutError, OSError)  # what happens where a server goes away
 LOADER = "CheckpointLoaderSimple"
+FAILURES = ("execution_error", "execution_interrupted")
 
 
 class PictureError(RuntimeError):
@@ -110,8 +112,11 @@ class Server:
                 content = await self._fetch(await self._outputs(prompt_id))
         except LOST as error:
             raise ConnectionError(f"{self.address}: lost ({type(error).__name__})") from error
-        with Image.open(io.BytesIO(content)) as picture:
-            drawn = picture.convert("RGB")
+        try:
+            with Image.open(io.BytesIO(content)) as picture:
+                drawn = picture.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise PictureError(f"what came is no whole picture: {error}") from None
         if drawn.size != (cell.width, cell.height):
             size = f"{drawn.width} x {drawn.height}"
             raise PictureError(f"{size} px came, {cell.width} x {cell.height} was asked for")
@@ -167,7 +172,7 @@ class Server:
             return None
         status = told.get("status") or {}
         if status.get("status_str") == "error":
-            errors = [said for kind, said in status.get("messages", []) if "error" in kind]
+            errors = [said for kind, said in status.get("messages", []) if kind in FAILURES]
             raise PictureError(_said(errors[0] if errors else {}))
         return dict(told.get("outputs") or {})
 
@@ -178,6 +183,8 @@ class Server:
             raise PictureError("the graph saved no picture; does it end in SaveImage?")
         place = {key: saved[0].get(key, "") for key in ("filename", "subfolder", "type")}
         async with self._session.get(f"{self.address}/view", params=place) as response:
+            if 400 <= response.status < 500:
+                raise PictureError(f"{self.address} has no file {place['filename']} any more")
             response.raise_for_status()
             return await response.read()
 
@@ -189,7 +196,7 @@ class Server:
 
 
 def _choices(described: list[Any]) -> list[str]:
-    """Read the names that an input may take, as servers old and new describe them."""
+    """Read the names that an input may take, as nodes of either kind of definition list them."""
     kind = described[0]
     return list(kind if isinstance(kind, list) else described[1]["options"])
 
@@ -204,7 +211,7 @@ def _ends(message: dict[str, Any], prompt_id: str) -> bool:
     if said.get("prompt_id") != prompt_id:
         return False
     match message.get("type"):
-        case "execution_error" | "execution_interrupted":
+        case kind if kind in FAILURES:
             raise PictureError(_said(said))
         case "executing":
             return said.get("node") is None
@@ -214,7 +221,8 @@ def _ends(message: dict[str, Any], prompt_id: str) -> bool:
 
 def _said(error: dict[str, Any]) -> str:
     kind, text = error.get("exception_type", ""), error.get("exception_message", "")
-    words = f"{kind}: {text}".strip(": \n") or "it was interrupted"
+    first_line = next(iter(text.strip().splitlines()), "")  # advice for the page follows it
+    words = f"{kind}: {first_line}".strip(": ") or "it was interrupted"
     return f"{words} (node {error.get('node_type', 'unknown')})"
 
 
