@@ -24,7 +24,7 @@ run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
 	@echo; echo "Done. Look at reports/site/index.html"
 
 test: environment ## run all tests (ARGS="-k merge" for some)
-	@$(IN_VENV) python -m pytest $(ARGS)
+	@$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: environment ## ruff and mypy
 	@$(IN_VENV) ruff check .
