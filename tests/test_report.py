@@ -5,7 +5,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -26,8 +26,6 @@ from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.sample import SamplingParams
-from stages.diffusion.train_params import SamplesParams, TrainParams
 from stages.diffusion.train_report import write_reports
 from stages.harness.files import sha256_file, write_json
 from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish
@@ -38,6 +36,7 @@ from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
 from stages.page.tournament import draw_tournament
 from stages.report import ReportParams, main, run
+from tests.tiny_training import PARAMS as TRAINING
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
 CAPTIONS = ["red apple, glossy", HOSTILE, "smiling cat face", "猫 on a “sofa”", "a" * 200]
@@ -57,40 +56,14 @@ ALL_PARAMS = {
     },
     "release": {"title": "Mini", "licence": "CC-BY-4.0", "description": HOSTILE},
 }
-TRAINED = TrainParams(
+TRAINED = replace(
+    TRAINING,
     resolution=64,
-    bucket_step_px=8,
-    max_aspect=2.0,
     learning_rate=1e-4,
-    text_encoder_learning_rate=0.0,
-    optimizer="adamw",
-    weight_decay=0.01,
-    batch_size=4,
     gradient_accumulation=1,
     max_epochs=4,
-    checkpoint_every_epochs=2,
-    caption_dropout=0.0,
     validation_timesteps=4,
-    stop_patience=0,
-    seed=1,
-    precision="fp32",
-    max_gradient_norm=1.0,
     ema_decay=0.0,
-    min_snr_gamma=0.0,
-    noise_offset=0.0,
-    schedule="constant",
-    schedule_epochs=4,
-    warmup_steps=0,
-    gradient_checkpointing=False,
-    max_skipped_share=0.05,
-    prediction_type="epsilon",
-    zero_terminal_snr=False,
-    samples=SamplesParams(
-        every_epochs=0,
-        prompts=(),
-        seed=1,
-        sampling=SamplingParams(sampler="ddim", steps=2, guidance=1.0, negative_prompt=""),
-    ),
 )
 
 

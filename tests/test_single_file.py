@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -31,6 +31,10 @@ from stages.diffusion.single_file import (
     vae_keys,
 )
 from tests.tiny_sd import MAX_LENGTH, TinySD, make_tiny_sd, tiny_sd
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
 
 __all__ = ["tiny_sd"]  # a fixture is found by its name
 
@@ -76,9 +80,34 @@ def networks_on_meta() -> tuple[Any, Any, Any]:
     return unet, vae, text_encoder
 
 
+def sd15_networks() -> tuple["UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"]:
+    """Build networks of SD 1.5's size, on the device in force."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+    )
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=768,
+            intermediate_size=3072,
+            num_attention_heads=12,
+            num_hidden_layers=12,
+            projection_dim=768,
+        )
+    )
+    return unet, vae, text_encoder
+
+
 def shapes_on_meta() -> dict[str, dict[str, torch.Tensor]]:
-    """List the tensors of SD 1.5 without storage, in the original layout."""
-    unet, vae, text_encoder = networks_on_meta()
+    """Build networks of SD 1.5's size without storage, in the original layout."""
+    with torch.device("meta"):
+        unet, vae, text_encoder = sd15_networks()
     unet_state, vae_state = unet.state_dict(), vae.state_dict()
     text_state = text_encoder.state_dict()
     return {

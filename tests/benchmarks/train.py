@@ -31,80 +31,36 @@ from torch import Tensor, nn
 from stages.diffusion.dataset import CAPTION, LATENTS, NO_CAPTION, Dataset, ahead
 from stages.diffusion.draw import Drawn, draw_training
 from stages.diffusion.learner import Learner
-from stages.diffusion.loss import EPSILON
 from stages.diffusion.model import Models, load_models
 from stages.diffusion.part import make_parts
 from stages.diffusion.ranks import Ranks, alone, joined
-from stages.diffusion.sample import SamplingParams
-from stages.diffusion.train_params import SamplesParams, TrainParams
+from stages.diffusion.train_params import TrainParams
+from stages.harness.params import load_params
+from tests.test_single_file import sd15_networks
 
 ROOT = Path(__file__).parents[2]
 MODULE = "tests.benchmarks.train"
 SECONDS = 6.0  # of each measurement, after its warm-up
 # TFLOP of the UNet's forward and backward pass for one picture, by resolution
 UNET_TFLOP = {512: 2.41, 768: 6.44}
-PARAMS = TrainParams(
-    resolution=512,
-    bucket_step_px=64,
-    max_aspect=2.0,
+PARAMS = replace(
+    load_params("train.512", TrainParams, ROOT / "profiles/sd15.yaml"),
+    optimizer="adamw",
     learning_rate=1e-6,
     text_encoder_learning_rate=0.0,
-    optimizer="adamw",
-    weight_decay=0.01,
-    schedule="constant",
-    schedule_epochs=1,
-    warmup_steps=0,
     batch_size=48,
-    gradient_accumulation=1,
-    max_epochs=1,
-    checkpoint_every_epochs=1,
-    caption_dropout=0.05,
-    validation_timesteps=1,
-    stop_patience=0,
-    seed=555,
-    precision="bf16",
-    gradient_checkpointing=False,
-    max_gradient_norm=1.0,
-    max_skipped_share=0.01,
-    ema_decay=0.0,
-    prediction_type=EPSILON,
-    zero_terminal_snr=False,
-    min_snr_gamma=0.0,
-    noise_offset=0.01,
-    samples=SamplesParams(
-        every_epochs=0,
-        prompts=(),
-        seed=1,
-        sampling=SamplingParams(sampler="ddim", steps=1, guidance=1.0, negative_prompt=""),
-    ),
 )
 
 
 def sd15(device: torch.device) -> Models:
     """Build SD 1.5's networks with random weights; no tokenizer, for captions are random too."""
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDPMScheduler
 
     torch.manual_seed(0)
     with device:
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            layers_per_block=2,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-            )
-        )
+        networks = sd15_networks()
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    return Models(unet, vae, text_encoder, None, schedule)  # type: ignore[arg-type]
+    return Models(*networks, None, schedule)  # type: ignore[arg-type]
 
 
 @contextmanager
