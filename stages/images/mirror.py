@@ -71,6 +71,8 @@ def copy_object(address: str, path: Path, max_bytes: int) -> str:
     Returns:
         The reason for which it cannot be had, one of outcome.REASONS; empty: it is there.
     """
+    from botocore.exceptions import BotoCoreError  # slow to import, and only buckets need it
+
     bucket = _buckets()
     parts = urlsplit(address)
     name = f"{parts.netloc}{unquote(parts.path)}"
@@ -86,14 +88,21 @@ def copy_object(address: str, path: Path, max_bytes: int) -> str:
         if error.filename == str(path) or error.errno in (ENOSPC, EFBIG, EDQUOT, EROFS):
             raise
         return "unreachable"
+    except BotoCoreError:  # no way to the server, or no answer
+        return "unreachable"
     return ""
 
 
 @cache
 def _buckets() -> Any:
-    import botocore.session  # half a second, and only buckets need it
+    import botocore.session
     import fsspec
 
     is_public = botocore.session.get_session().get_credentials() is None
-    # no listing is remembered: each object is asked for once
-    return fsspec.filesystem("s3", anon=is_public, use_listings_cache=False)
+    # no listing is remembered: each object is asked for once; trying again is the caller's
+    settings = {"retries": {"max_attempts": 0}, "connect_timeout": 10}
+    buckets = fsspec.filesystem(
+        "s3", anon=is_public, use_listings_cache=False, config_kwargs=settings
+    )
+    buckets.retries = 1
+    return buckets
