@@ -4,13 +4,17 @@
   --out DIR       becomes a folder of shards 00000.tar ... (picture, .txt caption, .json facts)
   --report FILE   a JSON file with the number of rows by outcome
 
-Mirrors (folders that hold the path of a link) are asked first, then, if the params say so and
-acknowledge the terms, the link itself. What the network gave is kept in .work/download, so that
-a download that was killed goes on where it was; start it again with the same command.
+Mirrors (folders or addresses that hold the path of a link) are asked first, then, if the params
+say so and acknowledge the terms, the link itself. Shards are written while pictures come. What
+the network gave is kept in .work/download, so that a download that was killed goes on where it
+was; start it again with the same command.
 """
 
+import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,8 +25,9 @@ from stages.harness.params import load_params
 from stages.harness.paths import clear_errors, stage_paths
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive, replacing_folder, work_dir
+from stages.images.arrivals import Arrivals
 from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
-from stages.images.kept import Kept
+from stages.images.kept import Kept, Packed
 from stages.images.mirror import check_mirrors
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome
 from stages.images.shards import Sample, write_shards
@@ -75,15 +80,70 @@ def row_outcomes(
     ]
 
 
-def samples(pairs: pa.Table, outcomes: list[Outcome]) -> Iterator[Sample]:
-    """Join rows and pictures, in the order of the rows."""
-    row = 0
+def samples(
+    pairs: pa.Table, picture_link: Mapping[str, str], arrivals: Arrivals, kept: Kept
+) -> Iterator[Sample]:
+    """Join rows and pictures, in the order of the rows, as soon as the pictures come."""
+    before = None
     for batch in pairs.to_batches(max_chunksize=ROWS_AT_ONCE):
         for pair in batch.to_pylist():
-            if isinstance(outcome := outcomes[row], Fetched):
+            is_repeated, before = pair["id"] == before, pair["id"]
+            if is_repeated:
+                continue
+            outcome = arrivals.take(picture_link[pair["url"]])
+            if isinstance(outcome, Fetched):
+                # of two rows with one picture, the first took it into its shard
+                if outcome.content is None and (packed := kept.packed(outcome.kept_as)):
+                    path = kept.packs / packed.pack
+                    outcome = replace(outcome, path=path, at=packed.at, size=packed.size)
                 facts = {name: pair[name] for name in SHARED_FACTS}
                 yield Sample(pair["id"], pair["caption"], outcome, facts)
-            row += 1
+
+
+def pack(
+    pairs: pa.Table,
+    picture_link: Mapping[str, str],
+    arrivals: Arrivals,
+    kept: Kept,
+    shard_size: int,
+) -> Path:
+    """Write shards while pictures come; each is kept in its shard from then on.
+
+    Returns:
+        The folder of shards, in the scratch.
+    """
+    try:
+        folder = kept.begin_packs()
+
+        def written(sample: Sample, shard: Path, at: int, size: int) -> None:
+            fetched = sample.fetched
+            before = kept.packed(fetched.kept_as)
+            is_here = before and before.pack.startswith(f"{folder.name}/")
+            if fetched.kept_as and not is_here:
+                name = f"{folder.name}/{shard.name}"
+                packed = Packed(name, at, size, fetched.original_size, fetched.picture)
+                kept.pack(fetched.kept_as, packed)
+
+        write_shards(samples(pairs, picture_link, arrivals, kept), folder, shard_size, written)
+    except BaseException as error:
+        arrivals.stop(error)
+        raise
+    return folder
+
+
+def publish(packs: Path, folder: Path) -> int:
+    """Give the shards their place, as second names where the disk allows it.
+
+    Returns:
+        The number of shards.
+    """
+    shards = sorted(packs.iterdir())
+    for shard in shards:
+        try:
+            (folder / shard.name).hardlink_to(shard)
+        except OSError:
+            shutil.copyfile(shard, folder / shard.name)
+    return len(shards)
 
 
 def count_outcomes(outcomes: list[Outcome]) -> dict[str, object]:
@@ -134,7 +194,7 @@ def run(
         OSError: if a mirror is missing, another process is at the same work, or the disk is full.
     """
     table = read_pairs(pairs)
-    check_mirrors(params.mirror_folders)
+    check_mirrors(params.mirrors)
     work = work or work_dir("download")
     links = [f"their links, {params.connections} at once"] if params.use_links else []
     sources = ", then ".join([*params.mirrors, *links])
@@ -144,12 +204,20 @@ def run(
         picture_link = one_link_per_picture(table["url"].to_pylist())
         wanted = dict.fromkeys(picture_link.values())
         progress = Progress("download", len(wanted))
-        found = fetch_all(wanted, kept, params, progress.advance)
+        arrivals = Arrivals()
+        with ThreadPoolExecutor(1) as thread:
+            packing = thread.submit(pack, table, picture_link, arrivals, kept, params.shard_size)
+            try:
+                fetch_all(wanted, kept, params, progress.advance, arrivals)
+            except BaseException as error:
+                arrivals.stop(error)
+                raise
+            packs = packing.result()
         progress.close()
-        kept.end_pass()
-        outcomes = row_outcomes(table, picture_link, found)
+        outcomes = row_outcomes(table, picture_link, arrivals.outcomes)
         check_yield(outcomes, params)
-        count = write_shards(samples(table, outcomes), shards, params.shard_size)
+        count = publish(packs, shards)
+        kept.end_pass()
     counts = count_outcomes(outcomes)
     size = sum(shard.stat().st_size for shard in out.iterdir())
     write_json(report, counts | {"shards": count, "bytes": size})

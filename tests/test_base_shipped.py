@@ -31,8 +31,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
     found = [
         (row["caption"], path)
         for row in rows
-        for path in mirrored(row["url"], [ROOT / "data/sample/cdn"])
-        if path.is_file() and path.stat().st_size > 500
+        for path in mirrored(row["url"], [str(ROOT / "data/sample/cdn")])
+        if isinstance(path, Path) and path.stat().st_size > 500
     ]
     return found[:: len(found) // PICTURES][:PICTURES]
 

@@ -1,6 +1,7 @@
 """The download against a real server on loopback: faults, kills, and the same bytes every time."""
 
 import io
+import itertools
 import json
 import os
 import random
@@ -18,10 +19,12 @@ from email.utils import format_datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import s3fs
 import yaml
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
@@ -31,7 +34,7 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address
+from stages.images import address, mirror
 from stages.images.address import is_public
 from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
 from stages.images.kept import Kept
@@ -42,6 +45,7 @@ from stages.images.part import Part
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.verify import verify
+from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, serving
 
 ROOT = Path(__file__).parent.parent
@@ -53,6 +57,7 @@ PARAMS = DownloadParams(
     max_bytes=1_000_000,
     max_pixels=1_000_000,
     connections=4,
+    requests_per_second=0.0,
     timeout_s=0.5,
     retries=1,
     min_yield=0.0,
@@ -205,6 +210,20 @@ def test_retry_after_holds_all_questions_to_the_host(
     assert not any(0.3 < at - first < 0.9 for at in others)
 
 
+def test_a_host_is_asked_no_faster_than_the_params_say(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    names = [f"fox{i}" for i in range(5)] + ["to-fox2", "once-500"]
+    links = {name: image_server.link(name) for name in names}
+    rate = 20.0
+    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=rate))
+    assert report["fetched"] == len(names)
+    at = image_server.asked_at
+    assert len(at) == len(names) + 2  # a redirect and a second try count, too
+    assert at[-1] - at[0] > 0.9 * (len(at) - 1) / rate
+    assert all(later - first > 0.5 / rate for first, later in itertools.pairwise(at))
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
 )
@@ -227,6 +246,33 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     assert report["failed"]["private_address"] == 1
     assert stored_ids(tmp_path) == ["hare"]
     assert not image_server.asked["fox"]
+
+
+def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # DNS rebinding: 127.0.0.1 stands for a public address, 127.0.0.2 for one's own network
+    monkeypatch.setattr(address, "is_public", lambda ip: ip == "127.0.0.1")
+    answers = iter(["127.0.0.1", "127.0.0.2", "127.0.0.2"])
+    resolved: list[str] = []
+    real = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, *rest: Any, **named: Any) -> Any:
+        if host == "rebinding.test":
+            host = next(answers)
+            resolved.append(host)
+        return real(host, *rest, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    params = replace(PARAMS, allow_private_addresses=False)
+    links = [
+        image_server.link(name).replace("127.0.0.1", "rebinding.test") for name in ("fox", "hare")
+    ]
+    outcomes = [fetch_all([link], Kept(tmp_path, ""), params, lambda: None)[link] for link in links]
+    assert isinstance(outcomes[0], Fetched)
+    assert outcomes[1] == Failed("private_address")
+    assert resolved[:2] == ["127.0.0.1", "127.0.0.2"]
+    assert set(image_server.asked) == {"fox"}
 
 
 @pytest.mark.parametrize(
@@ -371,7 +417,8 @@ def test_a_file_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its_st
             assert part.begin(200, {"ETag": tag}) == 0
             part.body.write_bytes(png(name)[:1500])
             assert downloaded(tmp_path / version, {"fox": link})["fetched"] == 1
-            assert kept.read_bytes() == png(name)
+            (stored,) = read_shards(tmp_path / version / "images")
+            assert stored.facts["sha256"] == sha256(without_metadata(png(name))).hexdigest()
             whole = len(png(name))
             assert server.sent[name] == (whole - 1500 if first == "same" else whole)
             assert not list(kept.parent.glob("*.*"))
@@ -407,7 +454,8 @@ def test_a_kept_picture_that_lost_its_bytes_is_fetched_again(
 ) -> None:
     link = image_server.link("fox")
     downloaded(tmp_path, {"fox": link})
-    Kept(tmp_path / "work", "").picture_path(link).write_bytes(b"")
+    (pack,) = (tmp_path / "work").glob("packs/*/*.tar")
+    pack.write_bytes(pack.read_bytes()[:600])
     assert downloaded(tmp_path, {"fox": link})["fetched"] == 1
     assert image_server.asked["fox"] == 2
 
@@ -456,6 +504,12 @@ def test_two_processes_do_not_share_a_scratch(tmp_path: Path) -> None:
 # --- mirrors ----------------------------------------------------------------------------------
 
 
+def forget_buckets() -> None:
+    """Read the credentials anew."""
+    mirror._buckets.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def mirror_with(folder: Path, **pictures: bytes) -> Path:
     for name, content in pictures.items():
         path = folder / f"{FOLDER[1:]}/{name}.png"
@@ -493,6 +547,66 @@ def test_a_missing_mirror_is_named(tmp_path: Path) -> None:
     params = replace(MIRROR_ONLY, mirrors=(str(tmp_path / "nowhere"),))
     with pytest.raises(NotADirectoryError, match=r"nowhere: no such folder.*download\.mirrors"):
         downloaded(tmp_path, {"fox": "http://127.0.0.1:1/fox.png"}, params)
+
+
+def test_a_mirror_at_an_address_comes_before_the_link_even_in_ones_own_network(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    host = f"http://127.0.0.1:{image_server.port}"
+    links = {
+        name: f"https://cdn.discordapp.com{FOLDER}/{quote(name)}.png?ex=65a00000&is=64a00000&hm=ab"
+        for name in ("fox", "a hare", "status-404", "html", "once-500")
+    }
+    params = replace(
+        MIRROR_ONLY, mirrors=(f"{host}/status", f"{host}/base/"), allow_private_addresses=False
+    )
+    report = downloaded(tmp_path, links, params)
+    assert report["by_source"] == {"mirror": 3, "link": 0}
+    assert report["failed"]["not_mirrored"] == 1
+    assert report["failed"]["not_an_image"] == 1
+    before = shard_bytes(tmp_path / "images")
+    asked = image_server.asked.total()
+    del links["html"], links["status-404"]
+    again = downloaded(tmp_path, links, params)  # what is kept is asked for no more
+    assert again["by_source"] == {"mirror": 3, "link": 0}
+    assert image_server.asked.total() == asked
+    assert shard_bytes(tmp_path / "images") == before
+
+
+def test_a_mirror_in_a_bucket_gives_what_the_credentials_may_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    names = ("fox", "a hare", "missing", "heavy")
+    links = {name: f"https://cdn.discordapp.com{FOLDER}/{quote(name)}.png" for name in names}
+    params = replace(MIRROR_ONLY, mirrors=("s3://bucket/some base",), timeout_s=20.0)
+    with s3_server(tmp_path / "s3", monkeypatch) as bucket:
+        mirror_with(bucket / "some base", fox=png("fox"), heavy=bytes(params.max_bytes + 1))
+        (bucket / f"some base{FOLDER}/a hare.png").write_bytes(png("a hare"))
+        forget_buckets()
+        report = downloaded(tmp_path, links, params)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the secret")
+        forget_buckets()
+        with pytest.raises(ValueError, match="refused 4"):
+            downloaded(tmp_path, links, params, work="other")
+    forget_buckets()
+    assert stored_ids(tmp_path) == ["a hare", "fox"]
+    assert report["failed"]["not_mirrored"] == 1
+    assert report["failed"]["too_large"] == 1
+
+
+def test_a_bucket_that_is_not_there_is_asked_again_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3secret")
+    forget_buckets()
+    params = replace(MIRROR_ONLY, mirrors=("s3://bucket",), timeout_s=20.0, retries=0)
+    with pytest.raises(ValueError, match="unreachable 1"):
+        downloaded(tmp_path, {"fox": f"https://cdn.discordapp.com{FOLDER}/fox.png"}, params)
+    forget_buckets()
 
 
 @pytest.mark.parametrize(
@@ -757,8 +871,10 @@ def test_other_tables_are_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"acknowledge_terms": False}, "use_links needs acknowledge_terms: true"),
-        ({"use_links": False}, "name a folder in mirrors, or set use_links"),
-        ({"mirrors": ["s3://bucket/x"]}, "mirrors are folders, got the address 's3:"),
+        ({"use_links": False}, "name a mirror in mirrors, or set use_links"),
+        ({"mirrors": ["ftp://host/x"]}, r"mirrors are folders, https:// .* got 'ftp:"),
+        ({"mirrors": ["https://me:word@host/x"]}, "holds a password"),
+        ({"requests_per_second": -1.0}, "requests_per_second must be at least 0"),
         ({"connections": 0}, "connections must be above 0, got 0"),
         ({"retries": -1}, "retries must be at least 0, got -1"),
         ({"min_yield": 95.0}, r"min_yield must lie in \[0, 1\], got 95\.0"),

@@ -6,13 +6,11 @@ import os
 import random
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -32,6 +30,7 @@ from stages.remote import transfer
 from stages.remote.address import BucketFile, HubFile, WebFile, authorization, parse_source
 from stages.remote.partial import BLOCK_BYTES
 from stages.remote.weights import WeightsParams
+from tests.bucket_server import free_port, s3_server
 from tests.weights_server import PIECE_BYTES, Answer, WeightsServer, serving
 
 ROOT = Path(__file__).parent.parent
@@ -227,13 +226,6 @@ def test_no_server_is_an_error_that_names_the_host(tmp_path: Path) -> None:
         fetched(tmp_path, wanted(source))
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
 # --- other files than the one wanted ----------------------------------------------------------
 
 
@@ -401,40 +393,6 @@ def test_redirects_lead_to_servers_and_to_an_end(
 
 
 # --- S3 ---------------------------------------------------------------------------------------
-
-
-@contextmanager
-def s3_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Run a server that checks signatures; yield a folder that is its bucket."""
-    (folder / "bucket").mkdir(parents=True)
-    port = free_port()
-    keys = {"NANIO_ACCESS_KEY": "someone", "NANIO_SECRET_KEY": "s3secret"}
-    command = [sys.executable, "-m", "nanio", "serve", "--data-dir", str(folder)]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        env={**os.environ, **keys},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(port, process)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3secret")
-        yield folder / "bucket"
-    finally:
-        process.kill()
-        process.wait()
-
-
-def wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    ends_at = time.monotonic() + 20
-    while time.monotonic() < ends_at and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    pytest.fail("the S3 server did not start")
 
 
 def test_a_file_comes_from_s3_signed_and_from_where_it_was(

@@ -12,33 +12,35 @@ from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 
+from stages.harness.files import sha256_bytes
 from stages.harness.params import Params
 from stages.harness.patience import LONGEST_RETRY_AFTER_S, back_off_s, retry_after_s
 from stages.images.address import PrivateAddressError, modest_socket, public_socket
-from stages.images.kept import Kept
+from stages.images.arrivals import Arrivals
+from stages.images.kept import Kept, Packed
 from stages.images.link import expires_at, is_link, original, picture_key
-from stages.images.mirror import mirrored
-from stages.images.outcome import Failed, Fetched, Outcome, Source
+from stages.images.mirror import check_address, copy_object, is_address, mirrored
+from stages.images.outcome import PASSING, Failed, Fetched, Outcome, Source
 from stages.images.part import Part
 from stages.images.robots import ROBOT, disallows
-from stages.images.verify import verify
+from stages.images.verify import verified
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
-PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DownloadParams(Params):
     """Section `download`: where pictures come from, and which are taken."""
 
-    mirrors: tuple[str, ...]  # folders, asked in this order
+    mirrors: tuple[str, ...]  # folders, https:// or s3:// addresses, asked in this order
     use_links: bool  # ask the network for what no mirror has
     acknowledge_terms: bool  # a person's word that they may; links are not asked without
     min_side_px: int  # shorter side of the picture
     max_bytes: int  # of one file
     max_pixels: int  # width * height
     connections: int  # at once; politeness rather than speed sets it
+    requests_per_second: float  # to one host, redirects and tries again included; 0: any number
     timeout_s: float  # for one picture, from asking to its last byte
     retries: int  # after the first try; of what may pass: 408, 429, 5xx, broken connections
     min_yield: float  # share of rows with a picture; below it the stage fails
@@ -54,23 +56,17 @@ class DownloadParams(Params):
                 "permission, and Midjourney automated collection"
             )
         if not self.use_links and not self.mirrors:
-            raise ValueError("name a folder in mirrors, or set use_links: true")
-        for mirror in self.mirrors:
-            if "://" in mirror:
-                raise ValueError(f"mirrors are folders, got the address {mirror!r}")
+            raise ValueError("name a mirror in mirrors, or set use_links: true")
+        for mirror in filter(is_address, self.mirrors):
+            check_address(mirror)
         for name in ("max_bytes", "max_pixels", "connections", "timeout_s", "shard_size"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("min_side_px", "retries"):
+        for name in ("min_side_px", "retries", "requests_per_second"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if not 0 <= self.min_yield <= 1:
             raise ValueError(f"min_yield must lie in [0, 1], got {self.min_yield}")
-
-    @property
-    def mirror_folders(self) -> tuple[Path, ...]:
-        """Give the mirrors as paths."""
-        return tuple(map(Path, self.mirrors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +80,13 @@ class Again:
 class Pace:
     """When each host may be asked again: one answer with Retry-After holds all that ask it."""
 
-    def __init__(self) -> None:
+    def __init__(self, requests_per_second: float = 0.0) -> None:
+        """Start with every host free.
+
+        Args:
+            requests_per_second: to one host; 0: any number.
+        """
+        self._gap_s = 1 / requests_per_second if requests_per_second else 0.0
         self._free_at: dict[str, float] = {}  # by host, on the clock of time.monotonic
 
     def hold(self, host: str, wait_s: float) -> None:
@@ -93,13 +95,19 @@ class Pace:
         self._free_at[host] = max(free_at, self._free_at.get(host, free_at))
 
     async def wait(self, host: str) -> None:
-        """Sleep until a host may be asked."""
+        """Sleep until a host may be asked, and let the next one wait its turn after this."""
         while (left_s := self._free_at.get(host, 0.0) - time.monotonic()) > 0:
             await asyncio.sleep(left_s)
+        if self._gap_s:
+            self._free_at[host] = time.monotonic() + self._gap_s
 
 
 def fetch_all(
-    links: Iterable[str], kept: Kept, params: DownloadParams, advance: Callable[[], None]
+    links: Iterable[str],
+    kept: Kept,
+    params: DownloadParams,
+    advance: Callable[[], None],
+    arrivals: Arrivals | None = None,
 ) -> dict[str, Outcome]:
     """Find or fetch the picture of each link.
 
@@ -108,6 +116,7 @@ def fetch_all(
         kept: pictures go there as they come.
         params: the section `download`.
         advance: called after each link.
+        arrivals: takes each outcome when it is known, for a reader in another thread.
 
     Returns:
         An outcome for each link.
@@ -115,40 +124,47 @@ def fetch_all(
     Raises:
         OSError: if this machine fails, as when its disk is full; no fault of a server raises.
     """
+    arrivals = arrivals or Arrivals()
     try:
-        return asyncio.run(_fetch_all(links, kept, params, advance))
+        asyncio.run(_fetch_all(links, kept, params, advance, arrivals))
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    return arrivals.outcomes
 
 
 async def _fetch_all(
-    links: Iterable[str], kept: Kept, params: DownloadParams, advance: Callable[[], None]
-) -> dict[str, Outcome]:
-    outcomes: dict[str, Outcome] = {}
+    links: Iterable[str],
+    kept: Kept,
+    params: DownloadParams,
+    advance: Callable[[], None],
+    arrivals: Arrivals,
+) -> None:
     waiting = iter(links)
     # Threads bound the memory: only so many files are read and decoded at once.
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        async with open_session(params) as session:
-            fetcher = Fetcher(session, threads, kept, params)
+        async with (
+            open_session(params, params.allow_private_addresses) as session,
+            open_session(params, allow_private=True) as own,  # params are no strangers' words
+        ):
+            fetcher = Fetcher(session, own, threads, kept, params)
 
             async def work() -> None:
                 for link in waiting:
-                    outcomes[link] = await fetcher.obtain(link)
+                    arrivals.put(link, await fetcher.obtain(link))
                     advance()
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(params.connections):
                     group.create_task(work())
-    return outcomes
 
 
-def open_session(params: DownloadParams) -> aiohttp.ClientSession:
+def open_session(params: DownloadParams, allow_private: bool) -> aiohttp.ClientSession:
     """Open a session that keeps to the params and brings no cookies from answer to answer."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(
             limit=params.connections,
             limit_per_host=params.connections,
-            socket_factory=modest_socket if params.allow_private_addresses else public_socket,
+            socket_factory=modest_socket if allow_private else public_socket,
         ),
         timeout=aiohttp.ClientTimeout(total=params.timeout_s),
         headers={"User-Agent": ROBOT, "Accept": "image/*", "Accept-Encoding": "identity"},
@@ -163,29 +179,49 @@ class Fetcher:
     def __init__(
         self,
         session: aiohttp.ClientSession,
+        own: aiohttp.ClientSession,
         threads: ThreadPoolExecutor,
         kept: Kept,
         params: DownloadParams,
     ) -> None:
-        self.session, self.threads, self.kept, self.params = session, threads, kept, params
-        self.pace = Pace()
+        """Keep what all links share.
+
+        Args:
+            session: asks links of the export.
+            own: asks mirrors, which may stand in one's own network.
+            threads: read and verify files.
+            kept: what earlier runs left.
+            params: the section `download`.
+        """
+        self.session, self.own, self.threads = session, own, threads
+        self.kept, self.params = kept, params
+        self.pace = Pace(params.requests_per_second)
 
     async def obtain(self, link: str) -> Outcome:
         """Find or fetch the picture of a link."""
         if not is_link(link):
             return Failed("bad_link")
         outcome: Outcome = Failed("not_mirrored")
-        for path in mirrored(link, self.params.mirror_folders):
-            outcome = await self.judge(path, "mirror")
-            if isinstance(outcome, Fetched):
-                return outcome
-        return await self.from_network(link) if self.params.use_links else outcome
+        for place in mirrored(link, self.params.mirrors):
+            if isinstance(place, Path):
+                found = await self.judge(place, "mirror")
+            else:
+                found = await self.from_network(place, "mirror")
+            if isinstance(found, Fetched):
+                return found
+            if found != Failed("gone"):
+                outcome = found
+        return await self.from_network(link, "link") if self.params.use_links else outcome
 
-    async def from_network(self, link: str) -> Outcome:
+    async def from_network(self, link: str, source: Source) -> Outcome:
         """Take the picture that is kept, or fetch it and keep it."""
         path = self.kept.picture_path(link)
+        if packed := self.kept.packed(link):
+            if outcome := await self.judge_packed(packed, source, link):
+                return outcome
+            self.kept.unpack(link)
         if path.is_file():
-            outcome = await self.judge(path, "link")
+            outcome = await self.judge(path, source, link)
             if outcome not in (Failed("not_an_image"), Failed("broken_image")):
                 return outcome
             path.unlink()  # a power cut may leave a name without its bytes
@@ -194,31 +230,35 @@ class Fetcher:
         ends_at = expires_at(link)
         if ends_at is not None and ends_at <= time.time():
             return Failed("expired")
-        outcome = await self.fetch(original(link), path)
+        outcome = await self.fetch(link, path, source)
         if isinstance(outcome, Failed):
             self.kept.remember(link, outcome.reason)
         return outcome
 
-    async def fetch(self, link: str, path: Path) -> Outcome:
+    async def fetch(self, link: str, path: Path, source: Source) -> Outcome:
         """Ask for a picture until there is a final answer or no try left; keep it at `path`."""
         path.parent.mkdir(exist_ok=True)
         part = Part(path)
-        if failed := await self.ask_patiently(link, part):
+        if failed := await self.ask_patiently(original(link), part, source):
             part.forget()
             return failed
-        outcome = await self.judge(part.body, "link")
+        outcome = await self.judge(part.body, source, link)
         if isinstance(outcome, Fetched) or outcome == Failed("too_small"):
             part.body.replace(path)  # sound, so that another min_side_px need not ask again
         part.forget()
         return replace(outcome, path=path) if isinstance(outcome, Fetched) else outcome
 
-    async def ask_patiently(self, link: str, part: Part) -> Failed | None:
+    async def ask_patiently(self, link: str, part: Part, source: Source) -> Failed | None:
         """Ask, and again where that may help; None: the answer's body is there."""
         host = urlsplit(link).netloc
         reason = ""
         for tries in range(self.params.retries + 1):
-            await self.pace.wait(host)
-            answer = await self.ask(link, part)
+            if link.startswith("s3:"):
+                answer = await self.copy(link, part)
+            else:
+                answer = await self.ask(
+                    link, part, self.own if source == "mirror" else self.session
+                )
             if not isinstance(answer, Again):
                 return answer
             reason = answer.reason
@@ -230,14 +270,28 @@ class Fetcher:
                 await asyncio.sleep(back_off_s(tries))
         return Failed(reason)
 
-    async def ask(self, link: str, part: Part) -> Failed | Again | None:
+    async def copy(self, address: str, part: Part) -> Failed | Again | None:
+        """Ask a bucket once."""
+        part.forget()
+        await self.pace.wait(urlsplit(address).netloc)
+        copying = asyncio.to_thread(copy_object, address, part.body, self.params.max_bytes)
+        try:
+            reason = await asyncio.wait_for(copying, self.params.timeout_s)
+        except TimeoutError:
+            return Again("timeout")
+        if not reason:
+            return None
+        return Again(reason) if reason in PASSING else Failed(reason)
+
+    async def ask(
+        self, link: str, part: Part, session: aiohttp.ClientSession
+    ) -> Failed | Again | None:
         """Ask once, through redirects, for what is not there yet; None: the body is there."""
         headers = part.range_headers()
         try:
             for _ in range(MAX_REDIRECTS + 1):
-                async with self.session.get(
-                    link, allow_redirects=False, headers=headers
-                ) as response:
+                await self.pace.wait(urlsplit(link).netloc)
+                async with session.get(link, allow_redirects=False, headers=headers) as response:
                     if response.status not in REDIRECTS:
                         return await self.read(response, part)
                     link = urljoin(link, response.headers.get("Location", ""))
@@ -268,22 +322,49 @@ class Fetcher:
         if written + (response.content_length or 0) > self.params.max_bytes:
             return Failed("too_large")
         with part.body.open("ab", buffering=0) as file:
-            async for piece in response.content.iter_chunked(PIECE_BYTES):
+            async for piece in response.content.iter_any():
                 written += len(piece)
                 if written > self.params.max_bytes:
                     return Failed("too_large")
                 file.write(piece)
         return None
 
-    async def judge(self, path: Path, source: Source) -> Outcome:
+    async def judge(self, path: Path, source: Source, kept_as: str = "") -> Outcome:
         """Verify a file in a thread, and hold the picture against the params."""
-        check = partial(verify, path, self.params.max_bytes, self.params.max_pixels)
-        picture = await asyncio.get_running_loop().run_in_executor(self.threads, check)
-        if isinstance(picture, Failed):
-            return picture
+        check = partial(verified, path, self.params.max_bytes, self.params.max_pixels)
+        found = await asyncio.get_running_loop().run_in_executor(self.threads, check)
+        if isinstance(found, Failed):
+            return found
+        picture, content = found
         if min(picture.width, picture.height) < self.params.min_side_px:
             return Failed("too_small")
-        return Fetched(path, picture, source)
+        size = path.stat().st_size
+        return Fetched(path, picture, source, kept_as, original_size=size, content=content)
+
+    async def judge_packed(self, packed: Packed, source: Source, kept_as: str) -> Outcome | None:
+        """Hold a picture that a pack keeps against the params; None: the pack does not hold it."""
+        picture, size = packed.picture, packed.original_size
+        path = self.kept.packs / packed.pack
+        fetched = Fetched(path, picture, source, kept_as, packed.at, packed.size, size)
+        content = await asyncio.get_running_loop().run_in_executor(self.threads, _sound, fetched)
+        if content is None:
+            return None
+        if size > self.params.max_bytes:
+            return Failed("too_large")
+        if picture.width * picture.height > self.params.max_pixels:
+            return Failed("too_many_pixels")
+        if min(picture.width, picture.height) < self.params.min_side_px:
+            return Failed("too_small")
+        return replace(fetched, content=content)
+
+
+def _sound(fetched: Fetched) -> bytes | None:
+    """Read a picture that was verified before; None if its bytes are others now."""
+    try:
+        content = fetched.read()
+    except FileNotFoundError:
+        return None
+    return content if sha256_bytes(content) == fetched.picture.sha256 else None
 
 
 def judge_status(status: int, retry_after: str | None) -> Failed | Again | None:

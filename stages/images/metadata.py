@@ -22,21 +22,21 @@ def without_metadata(content: bytes) -> bytes:
         content: a whole PNG, JPEG or WebP.
     """
     if content.startswith(b"\x89PNG"):
-        return content[:8] + b"".join(_png_chunks(content))
+        return b"".join([content[:8], *_png_chunks(content)])
     if content.startswith(b"RIFF"):
         body = b"WEBP" + b"".join(_webp_chunks(content))
         return b"RIFF" + struct.pack("<I", len(body)) + body
     return content[:2] + b"".join(_jpeg_segments(content))
 
 
-def _png_chunks(content: bytes) -> Iterator[bytes]:
+def _png_chunks(content: bytes) -> Iterator[memoryview]:
     """Give the chunks to keep, up to the end marker (PNG specification, 5.3)."""
-    at, kind = 8, b""
+    view, at, kind = memoryview(content), 8, b""
     while kind != b"IEND":
         (length,) = struct.unpack_from(">I", content, at)
         kind, end = content[at + 4 : at + 8], at + 12 + length
         if kind in PNG_KEPT:
-            yield content[at:end]
+            yield view[at:end]
         at = end
 
 

@@ -1,6 +1,6 @@
 """What became of a picture that a row links to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +38,7 @@ class Picture:
     suffix: str  # by its content: ".png", ".jpg", ".webp"
     width: int
     height: int
-    sha256: str  # of the file as it came
+    sha256: str  # of the file without its metadata, as it stands in a shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,17 @@ class Fetched:
     path: Path
     picture: Picture
     source: Source
+    kept_as: str = ""  # the link under which the scratch keeps it; empty: it lies in a folder
+    at: int = 0  # where in the file it begins
+    size: int = -1  # in bytes; -1: to the file's end
+    original_size: int = -1  # of the file as it came; -1: not known
+    content: bytes | None = field(default=None, repr=False, compare=False)  # without metadata
+
+    def read(self) -> bytes:
+        """Read the file, or its piece of a pack."""
+        with self.path.open("rb") as file:
+            file.seek(self.at)
+            return file.read(self.size)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,15 +5,12 @@ The same samples in the same order give the same bytes: no clock, user or machin
 Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
 """
 
-import io
 import itertools
 import json
-import os
 import re
+import struct
 import tarfile
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,6 @@ from stages.harness.files import sha256_bytes
 from stages.images.metadata import without_metadata
 from stages.images.outcome import Fetched
 
-COPY_BYTES = 1 << 20
 # A name ends at its first dot; slashes would make folders.
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
@@ -55,10 +51,19 @@ def sample_key(sample_id: str) -> str:
     return sample_id if SAFE_KEY.fullmatch(sample_id) else sha256_bytes(sample_id.encode())[:20]
 
 
-def write_shards(samples: Iterable[Sample], folder: Path, shard_size: int) -> int:
+def write_shards(
+    samples: Iterable[Sample],
+    folder: Path,
+    shard_size: int,
+    written: Callable[[Sample, Path, int, int], None] = lambda *_: None,
+) -> int:
     """Write `00000.tar`, `00001.tar` … of `shard_size` samples each, in the order given.
 
-    Pictures are read and checked in threads, a few ahead of the one that is written.
+    Args:
+        samples: may come slowly; each is in its shard's file before the next is asked for.
+        folder: of the shards.
+        shard_size: samples in a shard.
+        written: called after each sample, with the shard, and the place and size of the picture.
 
     Returns:
         The number of shards.
@@ -66,48 +71,51 @@ def write_shards(samples: Iterable[Sample], folder: Path, shard_size: int) -> in
     Raises:
         ValueError: if a picture's file is no longer what it was when it was verified.
     """
-    ready, shards = _ahead(samples), 0
-    while (first := next(ready, None)) is not None:
-        with tarfile.open(folder / f"{shards:05}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
-            tar.copybufsize = COPY_BYTES  # type: ignore[attr-defined]
-            for files in itertools.chain([first], itertools.islice(ready, shard_size - 1)):
+    waiting, shards = iter(samples), 0
+    while (first := next(waiting, None)) is not None:
+        path = folder / f"{shards:05}.tar"
+        with path.open("wb") as file:
+            for sample in itertools.chain([first], itertools.islice(waiting, shard_size - 1)):
+                start = file.tell()
+                files = list(members(sample))
                 for name, content in files:
-                    header = tarfile.TarInfo(name)  # mtime 0, nobody's, mode 0644
-                    header.size = len(content)
-                    tar.addfile(header, io.BytesIO(content))
+                    file.writelines(_blocks(name, content))
+                file.flush()
+                written(sample, path, start + tarfile.BLOCKSIZE, len(files[0][1]))
+            file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar file, then a full record
+            file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
         shards += 1
     return shards
 
 
-def _ahead(samples: Iterable[Sample]) -> Iterator[list[tuple[str, bytes]]]:
-    """Give the files of each sample, in order."""
-    workers = os.cpu_count() or 1
-    waiting: deque[Future[list[tuple[str, bytes]]]] = deque()
-    with ThreadPoolExecutor(workers) as threads:
-        for sample in samples:
-            waiting.append(threads.submit(lambda s: list(members(s)), sample))
-            if len(waiting) > workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _blocks(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Make a member of a tar file: header, content, and zeros up to a whole block."""
+    header = tarfile.TarInfo(name)  # mtime 0, nobody's, mode 0644
+    header.size = len(content)
+    head = header.tobuf(tarfile.USTAR_FORMAT)
+    return head, content, bytes(-len(content) % tarfile.BLOCKSIZE)
 
 
 def members(sample: Sample) -> Iterator[tuple[str, bytes]]:
     """Make the files of a sample: picture, `.txt`, `.json`; the picture's own words stay out."""
     picture, key = sample.fetched.picture, sample_key(sample.id)
-    original = sample.fetched.path.read_bytes()
-    if sha256_bytes(original) != picture.sha256:
-        raise ValueError(
-            f"picture {sample.id}: its file changed while this stage ran. Leave mirrors and "
-            ".work alone meanwhile, and start again"
-        )
-    content = without_metadata(original)
+    content = sample.fetched.content
+    if content is None:
+        try:
+            content = without_metadata(sample.fetched.read())
+        except (struct.error, IndexError):  # of what is no picture any more
+            content = b""
+        if sha256_bytes(content) != picture.sha256:
+            raise ValueError(
+                f"picture {sample.id}: its file changed while this stage ran. Leave mirrors and "
+                ".work alone meanwhile, and start again"
+            )
     facts = sample.facts | {
         "id": sample.id,
         "caption": sample.caption,
         "width": picture.width,
         "height": picture.height,
-        "sha256": picture.sha256 if content == original else sha256_bytes(content),
+        "sha256": picture.sha256,
     }
     yield f"{key}{picture.suffix}", content
     yield f"{key}.txt", sample.caption.encode()

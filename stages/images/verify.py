@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from stages.harness.files import sha256_bytes
+from stages.images.metadata import without_metadata
 from stages.images.outcome import Failed, Picture
 
 # The limits here are the caller's, and they come before decoding; Pillow's own limit only warns.
@@ -35,6 +36,12 @@ def picture_format(head: bytes) -> str | None:
 
 
 def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
+    """Check a file to its last byte, within limits; see `verified`."""
+    found = verified(path, max_bytes, max_pixels)
+    return found if isinstance(found, Failed) else found[0]
+
+
+def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, bytes] | Failed:
     """Check a file to its last byte, within limits: a PNG by its chunks, others by decoding.
 
     Every byte of a PNG's pixels is under a checksum, which finds what a network does to a file;
@@ -44,6 +51,9 @@ def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
         path: a file that is not changed meanwhile.
         max_bytes: larger files are not read.
         max_pixels: width * height; larger pictures are not decoded.
+
+    Returns:
+        The picture, and its bytes without metadata.
     """
     if path.stat().st_size > max_bytes:
         return Failed("too_large")
@@ -57,7 +67,8 @@ def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
     width, height = size
     if width * height > max_pixels:
         return Failed("too_many_pixels")
-    return Picture(SUFFIXES[name], width, height, sha256_bytes(content))
+    plain = without_metadata(content)
+    return Picture(SUFFIXES[name], width, height, sha256_bytes(plain)), plain
 
 
 def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] | None:

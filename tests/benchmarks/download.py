@@ -147,6 +147,7 @@ def stage(folder: Path) -> list[str | Path]:
     section = yaml.safe_load(Path("profiles/sd15.yaml").read_text())["download"]
     section |= {"mirrors": [], "use_links": True, "acknowledge_terms": True}
     section |= {"connections": CONNECTIONS, "allow_private_addresses": True}
+    section |= {"requests_per_second": 0.0}
     (folder / "params.yaml").write_text(yaml.safe_dump({"download": section}))
     words: list[str | Path] = [sys.executable, "-m", "stages.download"]
     words += ["--params", folder / "params.yaml", "--pairs", folder / "pairs.parquet"]
@@ -179,9 +180,11 @@ def kill_halfway(folder: Path, command: list[str | Path], count: int) -> None:
     process = subprocess.Popen(
         [str(word) for word in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    pictures = folder / ".work/download/pictures"
+    work = folder / ".work/download"
     while process.poll() is None:
-        kept = sum(1 for path in pictures.glob("*/*") if "." not in path.name)
+        kept = sum(1 for path in work.glob("pictures/*/*") if "." not in path.name)
+        index = work / "packs/index.txt"
+        kept += index.read_text().count("\n") if index.is_file() else 0
         if kept >= count // 2:
             process.send_signal(signal.SIGKILL)
         time.sleep(0.05)

@@ -1,0 +1,63 @@
+"""Outcomes as they come, for a reader that wants them in an order of its own."""
+
+from dataclasses import replace
+from threading import Condition
+
+from stages.images.outcome import Fetched, Outcome
+
+HELD_BYTES = 24 << 20  # pictures in memory that wait for the reader; others are read again
+
+
+class StoppedError(Exception):
+    """The other side ended early."""
+
+
+class Arrivals:
+    """Takes outcomes by link in one thread, and gives them in another."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[str, Outcome] = {}  # without pictures' bytes
+        self._contents: dict[str, bytes] = {}
+        self._held = 0
+        self._stopped: BaseException | None = None
+        self._changed = Condition()
+
+    def put(self, link: str, outcome: Outcome) -> None:
+        """Add an outcome; a picture's bytes are held as long as there is room.
+
+        Raises:
+            BaseException: that with which the reader stopped.
+        """
+        with self._changed:
+            if self._stopped:
+                raise self._stopped
+            if isinstance(outcome, Fetched) and outcome.content is not None:
+                if self._held + len(outcome.content) <= HELD_BYTES:
+                    self._contents[link] = outcome.content
+                    self._held += len(outcome.content)
+                outcome = replace(outcome, content=None)
+            self.outcomes[link] = outcome
+            self._changed.notify_all()
+
+    def take(self, link: str) -> Outcome:
+        """Wait for the outcome of a link.
+
+        Raises:
+            StoppedError: if it will never come.
+        """
+        with self._changed:
+            while link not in self.outcomes:
+                if self._stopped:
+                    raise StoppedError from self._stopped
+                self._changed.wait()
+            outcome, content = self.outcomes[link], self._contents.pop(link, None)
+            if content is None or not isinstance(outcome, Fetched):
+                return outcome
+            self._held -= len(content)
+            return replace(outcome, content=content)
+
+    def stop(self, error: BaseException) -> None:
+        """Let the other side end, too."""
+        with self._changed:
+            self._stopped = self._stopped or error
+            self._changed.notify_all()
