@@ -5,7 +5,7 @@
 Writes pictures into DIR. Rows, each printed when it is known; `grids.md` holds the figures:
 
   rerun     2,184 cells with nothing new, in a process of its own, start included
-  viewer    5,184 pictures of 512 px: the first to be seen, and the gaps between frames
+  viewer    5,184 pictures of 512 px: the first to be seen, and gaps between frames
   sheet     286 megapixels as PNG and JPEG: the largest resident set of the process
   votes     10,000 votes on 13 models fitted, with 1,000 resamplings
   coverage  how often 95 % intervals hold the truth, where prompts differ by a spread
