@@ -43,7 +43,7 @@ CAPTIONS = ["red apple, glossy", HOSTILE, "smiling cat face", "猫 on a “sofa�
 PROMPTS = ["red apple", HOSTILE]
 KEY = "model.diffusion_model.out.2.weight"
 RULE = RuleParams(
-    min_votes=20, min_score_lead=9, min_loss_lead=0, resamples=50, confidence=0.95, seed=1
+    min_votes=20, min_score_lead=0.01, min_loss_lead=0, resamples=50, confidence=0.95, seed=1
 )
 PARAMS = ReportParams(title="A run & more", samples=4, sections=("train", "select", "release"))
 ALL_PARAMS = {
