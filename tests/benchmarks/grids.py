@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from stages import grid
-from stages.choice.scores import interval
+from stages.choice.scores import interval, resampled_prompts
 from stages.choice.votes import resampled_strengths
 from tests.imports import ROOT
 from tests.test_grid import PARAMS, fake_model
@@ -126,7 +126,20 @@ def coverages(folder: Path) -> str:
         for spread in (0.0, 0.5, 1.0):
             share = coverage(prompts, number, spread, runs=400)
             rows.append(f"{prompts} prompts, {number} votes, spread {spread:g}: {share:.1%}")
+    for prompts in (6, 21):
+        rows.append(f"mean score, {prompts} prompts: {_coverage_of_means(prompts, 3000):.1%}")
     return "; ".join(rows)
+
+
+def _coverage_of_means(prompts: int, runs: int) -> float:
+    rng, held = np.random.default_rng(1), 0
+    for number in range(runs):
+        means = rng.normal(size=prompts)
+        low, high = interval(
+            resampled_prompts(prompts, 400, number) @ means / prompts, 0.95, prompts
+        )
+        held += low <= 0 <= high
+    return held / runs
 
 
 def mini(folder: Path) -> str:
