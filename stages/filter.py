@@ -31,7 +31,7 @@ from stages.harness.params import load_params
 from stages.harness.paths import clear_errors, stage_paths
 from stages.harness.progress import Progress
 from stages.images.holdout import normalised_caption
-from stages.midjourney.engagement import COUNTS, Engagement, count_users, top_users
+from stages.midjourney.engagement import COUNTS, Engagement, count_users, noting_curve, top_users
 from stages.midjourney.export import Export, Layout, export_files, has_link
 from stages.midjourney.message import slices, string_buffers
 from stages.midjourney.prompt import parse_prompts, versions
@@ -291,7 +291,9 @@ def run(export: Path, out: Path, report: Path, params: FilterParams) -> None:
         if not read:
             raise ValueError(f"{export}: the export has a header and no rows")
         check_malformed(reasons, read, params, export)
-        best, few = top_users(engagement.by_part(), params.top_users, params.min_user_upscales)
+        curve: Counter[int] = Counter()
+        parts = noting_curve(engagement.by_part(), curve)
+        best, few = top_users(parts, params.top_users, params.min_user_upscales)
         spool.seek(0)
         candidates = pa.ipc.open_stream(spool)
         found = read - reasons.total()
@@ -308,9 +310,15 @@ def run(export: Path, out: Path, report: Path, params: FilterParams) -> None:
         users: set[int] = set()
         kept = write_pairs(_noting_users(_chain(first, pairs), users), out)
     counts = {reason: reasons[reason] for reason in REASONS}
-    write_json(report, {"read": read, "kept": kept, "users": len(users), "dropped": counts})
+    summary = {"read": read, "kept": kept, "users": len(users), "dropped": counts}
+    write_json(report, summary | {"users_by_upscales": _span_names(curve)})
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
     print(f"{export}: {layouts}, {read:,} messages, kept {kept:,} of {len(users)} users")
+
+
+def _span_names(curve: Counter[int]) -> dict[str, int]:
+    """Write powers of two as the spans that they begin."""
+    return {f"{n} to {2 * n - 1}" if n > 1 else "1": curve[n] for n in sorted(curve)}
 
 
 def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -18,7 +18,7 @@ from stages.harness.files import replacing
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder
-from stages.page.data_card import data_card
+from stages.page.data_card import data_card, describe
 from stages.page.findings import Findings, read_findings
 from stages.page.site import PAGE, Sources, make_site
 
@@ -86,7 +86,8 @@ def run(
         with replacing(picture) as scratch:
             shutil.copyfile(sheets[-1], scratch)
     if card and findings.filter and findings.download:
-        text = data_card(sources.images, findings.filter, findings.download)
+        described = describe(sources.images, findings.filter, findings.download)
+        text = data_card(described, findings.filter, findings.download)
         with replacing(card) as scratch:
             scratch.write_text(text, encoding="utf-8")
     for name in findings.unknown:

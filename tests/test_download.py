@@ -34,7 +34,7 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, mirror
+from stages.images import address, arrivals, mirror
 from stages.images.address import is_public
 from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
 from stages.images.kept import Kept
@@ -481,6 +481,40 @@ def test_half_a_line_in_the_journal_is_no_memory(tmp_path: Path) -> None:
         assert Kept(tmp_path, "pass").failure("http://a/b") is None
     (tmp_path / "failed-pass.txt").write_text(f"{name} gone\n")
     assert Kept(tmp_path, "pass").failure("http://a/b") == "gone"
+
+
+def test_a_picture_is_stored_once_in_its_shard_and_serves_other_rows_from_there(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    names = [f"fox{i}" for i in range(7)]
+    links = {name: image_server.link(name) for name in names}
+    downloaded(tmp_path, links)  # of 5 pictures a shard
+    packs = tmp_path / "work" / "packs"
+    first = {path.name: path for path in packs.glob("*/*.tar")}
+    assert all(path.samefile(tmp_path / "images" / name) for name, path in first.items())
+    assert not [path for path in (tmp_path / "work/pictures").rglob("*") if path.is_file()]
+    before = shard_bytes(tmp_path / "images")
+    del links["fox0"]
+    downloaded(tmp_path, links)
+    assert stored_ids(tmp_path) == names[1:]
+    assert first["00000.tar"].exists()  # it alone holds fox0
+    assert not first["00001.tar"].exists()
+    links["fox0"] = image_server.link("fox0")
+    downloaded(tmp_path, links)
+    assert shard_bytes(tmp_path / "images") == before
+    assert len(list(packs.glob("*/*.tar"))) == len(first)
+    assert image_server.asked == dict.fromkeys(names, 1)
+
+
+def test_pictures_that_wait_on_disk_for_their_turn_and_for_two_rows_give_the_same_bytes(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    links = {f"fox{i}": image_server.link(f"fox{i % 4}") for i in range(9)}
+    downloaded(tmp_path / "held", links)
+    monkeypatch.setattr(arrivals, "HELD_BYTES", 0)
+    downloaded(tmp_path / "read", links, replace(PARAMS, connections=1))
+    assert len(stored_ids(tmp_path / "read")) == len(links)
+    assert shard_bytes(tmp_path / "read/images") == shard_bytes(tmp_path / "held/images")
 
 
 def test_two_processes_do_not_share_a_scratch(tmp_path: Path) -> None:

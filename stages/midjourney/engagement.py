@@ -5,6 +5,7 @@ the users' names, so that all of one user lies in one part and the parts are sum
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -148,3 +149,17 @@ def top_users(parts: Iterator[pa.Table], count: int, min_upscales: int) -> tuple
         order = pc.sort_indices(best, [("upscales", "descending"), ("first", "ascending")])
         best = best.take(order[:count])
     return best, few
+
+
+def noting_curve(parts: Iterator[pa.Table], curve: Counter[int]) -> Iterator[pa.Table]:
+    """Count users by the power of two that their upscales reach, while parts pass by.
+
+    Args:
+        parts: of schema COUNTS, each user once.
+        curve: gets the numbers of users, by 1, 2, 4, 8 … upscales at least.
+    """
+    for part in parts:
+        upscales = part.filter(pc.greater(part["upscales"], 0))["upscales"]
+        for item in pc.value_counts(upscales).to_pylist():
+            curve[1 << (item["values"].bit_length() - 1)] += item["counts"]
+        yield part

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,37 @@ SMALL_WORDS = frozenset(
 POLICY = (
     "User ids are personal data: this card and the pairs hold ranks by number of upscales alone. "
     "Discord forbids re-identifying users and training on message content without permission, and "
-    "Midjourney's terms forbid automated collection; who fetched links did so on their own word "
-    "(`download.acknowledge_terms`). `X-Robots-Tag` was respected."
+    "Midjourney's terms forbid automated collection."
+)
+MIRRORS_ONLY = "The pictures came from mirrors; no link of the export was asked."
+LINKS_ASKED = (
+    "Links were asked on the word of who ran this (`download.acknowledge_terms`), and a picture "
+    "whose answer forbids machines by `X-Robots-Tag` was left out."
 )
 
+Count = tuple[str, int]
 
-def data_card(
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What the card says of the pairs; counts in the order in which they are drawn."""
+
+    pairs: int
+    users: int
+    lengths: list[Count]  # letters of a caption
+    words: list[Count]  # captions that hold them
+    aspects: list[Count]
+    sizes: list[Count]
+    ranks: list[Count]  # pairs
+    upscales: list[Count]  # users
+    samples: list[str]
+    policy: str
+
+
+def describe(
     images: Path, filter_report: Mapping[str, Any], download_report: Mapping[str, Any]
-) -> str:
-    """Describe the pairs that a run trains on, as Markdown.
+) -> Card:
+    """Count what the card shows.
 
     Args:
         images: the shards that stages.download wrote.
@@ -54,9 +77,29 @@ def data_card(
     """
     stored = list(read_shards(images))
     captions = [str(sample.facts["caption"]) for sample in stored]
+    curve = filter_report.get("users_by_upscales", {})
+    were_asked = bool(download_report.get("by_source", {}).get("link"))
+    return Card(
+        pairs=len(stored),
+        users=len({sample.facts["user"] for sample in stored}),
+        lengths=_lengths(captions),
+        words=frequent_words(captions),
+        aspects=_counted(str(sample.facts["aspect"]) for sample in stored),
+        sizes=_counted(f"{s.facts['width']} x {s.facts['height']}" for s in stored),
+        ranks=_by_rank(stored),
+        upscales=sorted(curve.items(), key=lambda item: int(item[0].split(" ")[0])),
+        samples=[captions[i] for i in _spread(len(captions))],
+        policy=f"{POLICY} {LINKS_ASKED if were_asked else MIRRORS_ONLY}",
+    )
+
+
+def data_card(
+    card: Card, filter_report: Mapping[str, Any], download_report: Mapping[str, Any]
+) -> str:
+    """Write the card as Markdown."""
     parts = [
         "# Data card",
-        f"{len(stored):,} pairs of picture and caption, by {_user_count(stored):,} users, of "
+        f"{card.pairs:,} pairs of picture and caption, by {card.users:,} users, of "
         f"{filter_report['read']:,} messages.",
         "## From messages to pairs",
         _table(("messages read", filter_report["read"]), filter_report["dropped"]),
@@ -65,21 +108,23 @@ def data_card(
         _table(("pictures wanted", download_report["rows"]), download_report["failed"]),
         "## Captions",
         "Letters of a caption:",
-        bars(_lengths(captions)),
+        bars(card.lengths),
         f"The {FREQUENT_WORDS} most frequent words (captions that hold them):",
-        ", ".join(f"{word} ({count:,})" for word, count in frequent_words(captions)),
+        ", ".join(f"{word} ({count:,})" for word, count in card.words),
         "## Shapes and sizes",
         "Aspect as asked for:",
-        bars(_counted(str(sample.facts["aspect"]) for sample in stored)),
+        bars(card.aspects),
         "Width x height, px:",
-        bars(_counted(f"{s.facts['width']} x {s.facts['height']}" for s in stored)),
+        bars(card.sizes),
         "## Users",
+        "Users of the export by their number of upscales:",
+        bars(card.upscales),
         "Pairs by the user's rank (1 upscaled most):",
-        bars(_by_rank(stored)),
+        bars(card.ranks),
         "## Samples",
-        "\n".join(f"- {_plain(captions[i])}" for i in _spread(len(captions))),
+        "\n".join(f"- {_plain(caption)}" for caption in card.samples),
         "## Policy",
-        POLICY,
+        card.policy,
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -135,10 +180,6 @@ def _by_rank(stored: Sequence[Stored]) -> list[tuple[str, int]]:
     step = max(1, -(-len(ranks) // 10))
     groups = [ranks[first : first + step] for first in range(0, len(ranks), step)]
     return [(f"{group[0]}-{group[-1]}", sum(counts[rank] for rank in group)) for group in groups]
-
-
-def _user_count(stored: Sequence[Stored]) -> int:
-    return len({sample.facts["user"] for sample in stored})
 
 
 def _spread(count: int) -> list[int]:

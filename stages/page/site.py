@@ -13,6 +13,7 @@ from stages.choice.loss import CHECKPOINT
 from stages.harness.files import link_or_copy
 from stages.images.shards import read_shards
 from stages.page.curves import draw_run
+from stages.page.data_card import Card, describe
 from stages.page.descent import Descent, read_release, trace
 from stages.page.expected import drop_left_over, expected_choices, expected_grids
 from stages.page.findings import Findings, Json, Run
@@ -142,6 +143,8 @@ class Site:
     funnel: list[Bar] = field(default_factory=list)
     outcomes: list[Bar] = field(default_factory=list)
     samples: list[Picture] = field(default_factory=list)
+    card: Card | None = None
+    card_bars: dict[str, list[Bar]] = field(default_factory=dict)  # by title
     split: Split | None = None
     curves: list[Curve] = field(default_factory=list)
     sheets: dict[str, list[Picture]] = field(default_factory=dict)
@@ -183,6 +186,9 @@ def make_site(
     if findings.download:
         site.outcomes = outcomes(findings.download)
     site.samples = _samples(folder, sources.images, samples, site.split)
+    if findings.filter and findings.download and site.samples:
+        site.card = describe(sources.images, findings.filter, findings.download)
+        site.card_bars = _card_bars(site.card)
     site.curves = [_curve(folder, run, findings) for run in findings.runs]
     site.choices = [_choice(c.name, c.content) for c in findings.choices]
     site.tournament = draw_tournament(findings.choices)
@@ -296,6 +302,22 @@ def outcomes(report: Json) -> list[Bar]:
         if n
     ]
     return [*fetched, *_reasons(report["failed"], rows)]
+
+
+def _card_bars(card: Card) -> dict[str, list[Bar]]:
+    """Draw each count of the data card against the sum, or words against all captions."""
+    drawn = {
+        "Letters of a caption": card.lengths,
+        "Aspect as asked for": card.aspects,
+        "Width x height, px": card.sizes,
+        "Users of the export, by their upscales": card.upscales,
+        "Pairs, by the user's rank (1 upscaled most)": card.ranks,
+    }
+    return {
+        title: [Bar(label, n, n / sum(count for _, count in counts)) for label, n in counts]
+        for title, counts in drawn.items()
+        if counts
+    }
 
 
 def _reasons(counts: Mapping[str, int], total: int) -> list[Bar]:

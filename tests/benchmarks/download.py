@@ -6,7 +6,8 @@ Writes N sound PNGs of 1024 px (2.1 MB each) into DIR once, serves them by nginx
 processes one after another in this call, for absolute times drift; look at the ratios. Ours
 verifies and writes shards; PYTHON is that of an environment with img2dataset, which writes shards
 too; the bare loop only fetches and hashes. Then ours is killed when half of the pictures are
-there and started again, and the server's log says what was fetched twice.
+there and started again, and the server's log says what was fetched twice. Before all, a file is
+written as fast as the disk takes it, for that bounds every rate.
 """
 
 import argparse
@@ -169,6 +170,20 @@ def digest(images: Path) -> str:
     return whole.hexdigest()[:12]
 
 
+def disk_rate(folder: Path, count: int = 500) -> float:
+    """Measure how fast the disk takes a file of `count` x 4 MB, in MB/s, to its last byte."""
+    path, piece = folder / "disk", os.urandom(4_000_000)
+    started = time.perf_counter()
+    with path.open("wb") as file:
+        for _ in range(count):
+            file.write(piece)
+        file.flush()
+        os.fsync(file.fileno())
+    seconds = time.perf_counter() - started
+    path.unlink()
+    return count * len(piece) / 1e6 / seconds
+
+
 def sent_bytes(folder: Path) -> int:
     """Sum the bodies that the server sent since its log was emptied."""
     lines = (folder / "access.log").read_text().splitlines()
@@ -213,6 +228,7 @@ def main() -> None:
         f"{count:,} PNGs of {SIDE_PX} px, {wanted_bytes / 1e9:.2f} GB; {os.cpu_count()} cores, "
         f"Python {platform.python_version()}, aiohttp {importlib.metadata.version('aiohttp')}"
     )
+    print(f"the disk takes {disk_rate(folder):.0f} MB/s")
     with serving(options.nginx, folder) as port:
         links = [f"http://127.0.0.1:{port}{name}" for name in names]
         (folder / "links.txt").write_text("\n".join(links) + "\n")
@@ -245,7 +261,7 @@ def main() -> None:
             times = ", ".join(f"{r.seconds:.1f}" for r in found)
             print(
                 f"{name}: {count / run.seconds:.1f} pictures a second, {run.peak_mb:.0f} MB "
-                f"at its peak ({times} s)"
+                f"at its peak ({times} s), {1000 * run.cpu_seconds / count:.1f} ms of CPU a picture"
             )
         if options.python:
             theirs = statistics.median(r.seconds for r in runs["img2dataset"])

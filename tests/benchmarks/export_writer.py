@@ -14,6 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 BATCH = 1 << 17  # messages at once
+LONGEST_STEP = 1 << 34  # from one snowflake to the next, 4 seconds; half of it on average
+# From the first message; on 2024-02-14 the version of prompts without --v became 6, which the
+# plain queries that ours is compared with do not know.
+LONGEST_SPAN_MS = 280 * 24 * 3600 * 1000
 FIRST_ID = 1_103_834_580_829_650_648  # of an attachment; a snowflake of 2023-05-05
 HEADER = b"AuthorID,Author,Date,Content,Attachments,Reactions\n"
 SYLLABLES = [f"{a}{b}" for a in "klmrtvdfgh" for b in ("a", "or", "in")]
@@ -95,8 +99,9 @@ def invented_words(rng: np.random.Generator, count: int) -> list[str]:
 class Writer:
     """Pools that all batches draw from."""
 
-    def __init__(self, seed: int, users: int) -> None:
-        """Invent words, phrases and users."""
+    def __init__(self, seed: int, users: int, messages: int) -> None:
+        """Invent words, phrases and users, and so short steps that all messages fit the span."""
+        self.longest_step = min(LONGEST_STEP, 2 * (LONGEST_SPAN_MS << 22) // messages)
         self.rng = np.random.default_rng(seed)
         words = np.array(invented_words(self.rng, 3000))
         lengths = self.rng.integers(2, 7, 20_000)
@@ -158,7 +163,7 @@ class Writer:
         content = pc.binary_join_element_wise("**", prompt, action, "")
         chatter = self.phrases.take(pa.array(rng.integers(0, len(self.phrases), count)))
         content = pc.if_else(pa.array(rng.random(count) < 0.015), chatter, content)
-        ids = self.last_id + np.cumsum(rng.integers(1, 2**34, count))
+        ids = self.last_id + np.cumsum(rng.integers(1, self.longest_step, count))
         self.last_id = int(ids[-1])
         return pc.binary_join_element_wise(
             '"936929561302675456","Midjourney Bot","',
@@ -211,7 +216,7 @@ def _date(ids: np.ndarray) -> pa.Array:
 
 def write_export(path: Path, messages: int, seed: int = 0, users: int = 50_000) -> None:
     """Write a CSV of `messages` rows."""
-    writer = Writer(seed, users)
+    writer = Writer(seed, users, messages)
     with path.open("wb", buffering=0) as file:
         file.write(HEADER)
         for first in range(0, messages, BATCH):

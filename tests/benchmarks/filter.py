@@ -32,7 +32,11 @@ COLUMNS = ["id", "user", "caption"]
 
 def median(runs: list[Run]) -> Run:
     """Take the median time, and the largest peak."""
-    return Run(statistics.median(r.seconds for r in runs), max(r.peak_mb for r in runs))
+    return Run(
+        statistics.median(r.seconds for r in runs),
+        max(r.peak_mb for r in runs),
+        statistics.median(r.cpu_seconds for r in runs),
+    )
 
 
 def versions(python: str) -> str:

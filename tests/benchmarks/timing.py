@@ -18,6 +18,7 @@ class Run:
 
     seconds: float
     peak_mb: float
+    cpu_seconds: float = 0.0  # of all cores, with the processes that it waited for
 
 
 def timed(command: Sequence[str | Path]) -> Run:
@@ -32,4 +33,5 @@ def timed(command: Sequence[str | Path]) -> Run:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         sys.exit(f"{command[0]} failed:\n{error.decode()[-2000:]}")
-    return Run(time.perf_counter() - started, usage.ru_maxrss / 1024)
+    seconds = time.perf_counter() - started
+    return Run(seconds, usage.ru_maxrss / 1024, usage.ru_utime + usage.ru_stime)
