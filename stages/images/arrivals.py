@@ -22,8 +22,15 @@ class Arrivals:
         self._stopped: BaseException | None = None
         self._changed = Condition()
 
+    def has_room(self, size: int) -> bool:
+        """Reserve room for a picture's bytes, which are to be put with its outcome."""
+        with self._changed:
+            has_room = self._held + size <= HELD_BYTES
+            self._held += size if has_room else 0
+            return has_room
+
     def put(self, link: str, outcome: Outcome) -> None:
-        """Add an outcome; a picture's bytes are held as long as there is room.
+        """Add an outcome; it may hold a picture's bytes for which room was reserved.
 
         Raises:
             BaseException: that with which the reader stopped.
@@ -32,9 +39,7 @@ class Arrivals:
             if self._stopped:
                 raise self._stopped
             if isinstance(outcome, Fetched) and outcome.content is not None:
-                if self._held + len(outcome.content) <= HELD_BYTES:
-                    self._contents[link] = outcome.content
-                    self._held += len(outcome.content)
+                self._contents[link] = outcome.content
                 outcome = replace(outcome, content=None)
             self.outcomes[link] = outcome
             self._changed.notify_all()

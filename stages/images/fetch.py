@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin, urlsplit
 
@@ -146,7 +145,7 @@ async def _fetch_all(
             open_session(params, params.allow_private_addresses) as session,
             open_session(params, allow_private=True) as own,  # params are no strangers' words
         ):
-            fetcher = Fetcher(session, own, threads, kept, params)
+            fetcher = Fetcher(session, own, threads, kept, params, arrivals)
 
             async def work() -> None:
                 for link in waiting:
@@ -183,6 +182,7 @@ class Fetcher:
         threads: ThreadPoolExecutor,
         kept: Kept,
         params: DownloadParams,
+        arrivals: Arrivals,
     ) -> None:
         """Keep what all links share.
 
@@ -192,7 +192,9 @@ class Fetcher:
             threads: read and verify files.
             kept: what earlier runs left.
             params: the section `download`.
+            arrivals: where outcomes go.
         """
+        self.arrivals = arrivals
         self.session, self.own, self.threads = session, own, threads
         self.kept, self.params = kept, params
         self.pace = Pace(params.requests_per_second)
@@ -331,31 +333,45 @@ class Fetcher:
 
     async def judge(self, path: Path, source: Source, kept_as: str = "") -> Outcome:
         """Verify a file in a thread, and hold the picture against the params."""
-        check = partial(verified, path, self.params.max_bytes, self.params.max_pixels)
-        found = await asyncio.get_running_loop().run_in_executor(self.threads, check)
-        if isinstance(found, Failed):
-            return found
-        picture, content = found
-        if min(picture.width, picture.height) < self.params.min_side_px:
-            return Failed("too_small")
-        size = path.stat().st_size
-        return Fetched(path, picture, source, kept_as, original_size=size, content=content)
+
+        def check() -> Outcome:
+            found = verified(path, self.params.max_bytes, self.params.max_pixels)
+            if isinstance(found, Failed):
+                return found
+            picture, content = found
+            if min(picture.width, picture.height) < self.params.min_side_px:
+                return Failed("too_small")
+            size = path.stat().st_size
+            fetched = Fetched(path, picture, source, kept_as, original_size=size)
+            return self.with_content(fetched, content)
+
+        return await asyncio.get_running_loop().run_in_executor(self.threads, check)
 
     async def judge_packed(self, packed: Packed, source: Source, kept_as: str) -> Outcome | None:
         """Hold a picture that a pack keeps against the params; None: the pack does not hold it."""
         picture, size = packed.picture, packed.original_size
         path = self.kept.packs / packed.pack
         fetched = Fetched(path, picture, source, kept_as, packed.at, packed.size, size)
-        content = await asyncio.get_running_loop().run_in_executor(self.threads, _sound, fetched)
-        if content is None:
-            return None
-        if size > self.params.max_bytes:
-            return Failed("too_large")
-        if picture.width * picture.height > self.params.max_pixels:
-            return Failed("too_many_pixels")
-        if min(picture.width, picture.height) < self.params.min_side_px:
-            return Failed("too_small")
-        return replace(fetched, content=content)
+
+        def check() -> Outcome | None:
+            content = _sound(fetched)
+            if content is None:
+                return None
+            if size > self.params.max_bytes:
+                return Failed("too_large")
+            if picture.width * picture.height > self.params.max_pixels:
+                return Failed("too_many_pixels")
+            if min(picture.width, picture.height) < self.params.min_side_px:
+                return Failed("too_small")
+            return self.with_content(fetched, content)
+
+        return await asyncio.get_running_loop().run_in_executor(self.threads, check)
+
+    def with_content(self, fetched: Fetched, content: bytes) -> Fetched:
+        """Hold the bytes in memory if there is room; else they are read again in their turn."""
+        return (
+            replace(fetched, content=content) if self.arrivals.has_room(len(content)) else fetched
+        )
 
 
 def _sound(fetched: Fetched) -> bytes | None:
