@@ -1,9 +1,10 @@
 """Keep the messages of an export that are fit to train on, and count why the others are not.
 
-  --export PATH   the messages, as CSV, CSV.gz, CSV.zst or parquet, in any layout known; a file,
-                  a folder of such files, or a pattern as 'data/export/*.csv'
+  --export PATH   the messages: a file, a folder of files, or a pattern as 'data/export/*.csv'
   --out FILE      a parquet table with one row per pair of picture and caption
   --report FILE   a JSON file with the number of messages by reason
+
+Messages come as CSV, CSV.gz, CSV.zst or parquet, in any layout known.
 
 The columns of the table are id, url, caption, prompt, kind, version, aspect, user, timestamp.
 `user` is a rank: 1 upscaled most. Nothing else of a user leaves this stage, except what

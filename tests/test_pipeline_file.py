@@ -275,3 +275,9 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         "split.py",
     ):
         assert not packages & {"torch", "diffusers", "transformers"}
+
+
+def test_the_readme_draws_the_graph_as_dvc_does() -> None:
+    command = [sys.executable, "-m", "dvc", "dag", "--collapse-foreach-matrix", "--md"]
+    drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert drawn.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
