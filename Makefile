@@ -47,7 +47,9 @@ profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 d
 	  exit 1; \
 	fi; \
 	cp "profiles/$(NAME).yaml" params.yaml; \
-	echo "params.yaml is now profiles/$(NAME).yaml. Next: make run"
+	echo "params.yaml is now profiles/$(NAME).yaml."; \
+	if grep -n "to be filled in" params.yaml; then echo "Fill in these lines and put your files in place (README, Use it). Then: make run"; \
+	else echo "Next: make run"; fi
 
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.

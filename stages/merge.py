@@ -50,7 +50,7 @@ from stages.diffusion.merge_files import (
     Dtype,
     Merged,
     check_files,
-    check_not_an_input,
+    check_out,
     merge_files,
     plan_file,
 )
@@ -103,6 +103,8 @@ def run(
     Raises:
         ValueError, OSError: see `merge_files`.
     """
+    check_files(recipe.expression, inputs)
+    check_out(out, inputs)
     read = announce(recipe, inputs, out)
     progress = Progress("merge, MB", 0)
 
@@ -157,9 +159,9 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
         ValueError, OSError: as the merge itself would.
     """
     sources = check_files(recipe.expression, inputs)
-    check_not_an_input(out, inputs)
+    check_out(out, inputs)
     announce(recipe, inputs, out)
-    plan = plan_file(next(iter(sources.values())), recipe.dtype)
+    plan = plan_file(parse_expression(recipe.expression), sources, recipe.dtype)
     free = free_bytes(out)
     print(
         f"It writes {plan.size / 1e9:.2f} GB, {len(plan.shapes):,} tensors; "

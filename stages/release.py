@@ -221,25 +221,38 @@ def read_reference(evidence: Evidence, names: Mapping[str, str]) -> Reference:
 def verify(path: Path) -> None:
     """Hash a released file again and show its ancestry.
 
+    Its tensors are compared with the hash in its own metadata; with a hashes.json beside it that
+    knows its name, or its SHA-256 under another, the whole file is.
+
     Raises:
-        FileNotFoundError: if the file or its hashes.json is missing.
+        FileNotFoundError: if there is no such file.
         ValueError: naming the first hash that differs, what was wanted and what was found.
     """
-    known = _read(path.parent / HASHES).get(path.name)
-    if known is None:
-        raise ValueError(f"{path.parent / HASHES}: says nothing of {path.name}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
     metadata = read_header(path).metadata
     found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
+    beside = path.parent / HASHES
+    files = _read(beside) if beside.is_file() else {}
+    renamed = [figures for figures in files.values() if figures.get("sha256") == found["sha256"]]
+    known = files.get(path.name) or (renamed[0] if renamed else {})
     for name, value in found.items():
-        if known.get(name) != value:
+        if known and known.get(name) != value:
             raise ValueError(
                 f"{path}: changed since its release: {name} is {value}, "
                 f"{HASHES} says {known.get(name)}. Fetch it again (dvc checkout, dvc pull)"
             )
     if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
-        raise ValueError(f"{path}: its tensors are not those that {TENSORS_HASH} names")
+        raise ValueError(
+            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names, or it "
+            "is no release"
+        )
     lineage = lineage_of(path, metadata)
-    print(f"{path}: {len(known)} figures of {HASHES} agree")
+    if known:
+        print(f"{path}: {len(known)} figures of {HASHES} agree")
+    else:
+        print(f"{path}: its tensors are those that its metadata name; its SHA-256 is")
+        print(f"{found['sha256']}, with no {HASHES} beside it to compare that with")
     print(ancestor_tree(lineage, lineage.title))
 
 

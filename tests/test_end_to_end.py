@@ -38,7 +38,8 @@ def cocktails(*rows: int) -> set[str]:
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TinyRecipe]:
     made = TinyRecipe(tmp_path_factory.mktemp("recipe"))
-    assert "release" in made.repro()
+    made.stages = made.repro()
+    assert "release" in made.stages
     yield made
     shutil.rmtree(made.folder)
 
@@ -63,7 +64,7 @@ def test_a_second_run_does_nothing(recipe: TinyRecipe) -> None:
 
 
 def test_a_threshold_that_changes_no_row_reruns_the_filter_alone(recipe: TinyRecipe) -> None:
-    recipe.params["filter"]["max_malformed_fraction"] = 0.06
+    recipe.params["filter"]["max_aspect"] = 1.8  # none lies between it and 2.0
     recipe.write_params()
     assert recipe.repro() == {"filter"}
 
@@ -157,11 +158,4 @@ def test_the_validation_fraction_reruns_the_split_and_the_training_that_follows(
 ) -> None:
     recipe.params["split"]["validation_fraction"] = 0.25
     recipe.write_params()
-    chain = grid("train_64", cells="grid_cells_train@64") - {"grid_sheet@train_64"}
-    assert recipe.repro("select_checkpoint@64") == {
-        "split",
-        "train@64",
-        *chain,
-        "select_checkpoint@64",
-    }
-    assert recipe.repro("train@96") == {"train@96"}
+    assert recipe.repro() == recipe.stages - {"filter", "download"}

@@ -30,7 +30,10 @@ def test_a_profile_is_put_in_force(copy: Path) -> None:
     done = profile(copy, "NAME=sd15")
     assert done.returncode == 0, done.stderr
     assert (copy / "params.yaml").read_bytes() == (ROOT / "profiles/sd15.yaml").read_bytes()
-    assert profile(copy, "NAME=mini").returncode == 0  # an unedited profile is nobody's edit
+    assert "sha256: to be filled in" in done.stdout  # what stands between the user and a run
+    again = profile(copy, "NAME=mini")
+    assert again.returncode == 0  # an unedited profile is nobody's edit
+    assert "Next: make run" in again.stdout
 
 
 def test_edits_are_kept_until_one_says_otherwise(copy: Path) -> None:

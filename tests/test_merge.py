@@ -496,6 +496,25 @@ def test_nan_where_nothing_is_taken_from_does_no_harm(tmp_path: Path) -> None:
     assert torch.equal(merged(inputs, "parts(a, vae=b)")[vae], B)
 
 
+def test_an_autoencoder_alone_is_baked_in_also_where_there_was_none(tmp_path: Path) -> None:
+    name, vae = "decoder.conv_in.weight", "first_stage_model.decoder.conv_in.weight"
+    files = {n: tmp_path / f"{n}.safetensors" for n in ("whole", "pruned", "alone")}
+    save_file({KEY: A, vae: A.clone()}, files["whole"])
+    save_file({KEY: B}, files["pruned"])
+    save_file({name: C, "loss.logvar": torch.zeros(1)}, files["alone"])
+    for base, own in (("whole", A), ("pruned", B)):
+        inputs = {"a": files[base], "v": files["alone"]}
+        found = merged(inputs, "parts(a, vae=v)")
+        assert sorted(found) == [vae, KEY]
+        assert torch.equal(found[vae], C)
+        assert torch.equal(found[KEY], own)
+    inputs = {"a": files["whole"], "b": files["pruned"], "v": files["alone"]}
+    found = merged(inputs, "parts(0.5*a + 0.5*b, vae=v)")
+    assert torch.equal(found[KEY], (A + B) / 2)
+    with pytest.raises(ValueError, match="1 of 2 keys differ"):
+        merged({"a": files["whole"], "b": files["pruned"]}, "0.5*a + 0.5*b")
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
@@ -592,6 +611,23 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     for out in (inputs["a"], tmp_path / "link.safetensors"):
         with pytest.raises(ValueError, match="is also the input 'a'"):
             merge_files(inputs, "a + b - c", out, "float16")
+
+
+def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -> None:
+    inputs = abc(tmp_path)
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(ValueError, match="is no file"):
+        merge_files(inputs, "a + b - c", tmp_path / "pipe.safetensors", "float16")
+    with pytest.raises(ValueError, match=r"written as \*\.safetensors"):
+        merge_files(inputs, "a + b - c", tmp_path / "model.ckpt", "float16")
+
+
+def test_hundreds_of_inputs_merge(tmp_path: Path) -> None:
+    one = abc(tmp_path)["a"]
+    inputs = {f"model_{i}": one for i in range(400)}
+    expression = " + ".join(f"0.0025*{name}" for name in inputs)
+    found = merged(inputs, expression)[KEY]
+    assert torch.allclose(found, A, rtol=1e-4)
 
 
 def test_too_little_room_is_known_before_the_work(

@@ -281,3 +281,13 @@ def test_the_readme_draws_the_graph_as_dvc_does() -> None:
     command = [sys.executable, "-m", "dvc", "dag", "--collapse-foreach-matrix", "--md"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert drawn.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
+def test_licence_facts_that_stand_twice_agree(path: Path) -> None:
+    """Where weights are fetched and where a release counts its ingredients."""
+    params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, fetched in params["download_weights"].items():
+        counted = params["ingredients"][name]
+        for key in ("licence", "merging_allowed", "source", "attribution"):
+            assert fetched[key] == counted[key], f"{name}.{key}"

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -472,9 +473,32 @@ def test_verify_agrees_with_what_was_released_and_finds_a_changed_byte(
             main(["verify", str(path)])
         content[place] ^= 1
         path.write_bytes(content)
-    (path.parent / "hashes.json").unlink()
-    with pytest.raises(SystemExit, match=r"hashes\.json: no such file"):
-        main(["verify", str(path)])
+
+
+def test_a_copy_with_another_name_or_alone_is_verified_too(
+    whole: tuple[Path, Evidence],
+    tiny_sd: TinySD,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = release_whole(whole, tiny_sd)
+    renamed = path.with_name("renamed.safetensors")
+    shutil.copyfile(path, renamed)
+    main(["verify", str(renamed)])
+    assert "7 figures of hashes.json agree" in capsys.readouterr().out
+    alone = tmp_path / "alone.safetensors"
+    shutil.copyfile(path, alone)
+    main(["verify", str(alone)])
+    told = capsys.readouterr().out
+    assert "no hashes.json beside it" in told
+    assert "- `a`: **512, epoch 40**, trained" in told
+    content = bytearray(alone.read_bytes())
+    content[-1] ^= 1
+    alone.write_bytes(content)
+    with pytest.raises(SystemExit, match="tensors are not those that"):
+        main(["verify", str(alone)])
+    with pytest.raises(SystemExit, match=r"nothing\.safetensors: no such file"):
+        main(["verify", str(tmp_path / "nothing.safetensors")])
 
 
 def test_a_winner_that_drew_nothing_is_named(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:

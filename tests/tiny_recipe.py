@@ -88,6 +88,7 @@ class TinyRecipe:
         )
         make_tiny_clip(tiny / "clip")
         self.params = tiny_params()
+        self.stages: set[str] = set()  # all of them, once they ran
         self.write_params()
         self.call("git", "init", "--quiet")
         self.call("dvc", "init", "--quiet")

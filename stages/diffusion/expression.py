@@ -33,7 +33,7 @@ TOKEN = re.compile(
 )
 NAME = re.compile(r"[^\W\d]\w*", re.ASCII)
 # Beyond these a text is no merge, and would only cost memory or the stack.
-MAX_CHARS = 10_000
+MAX_CHARS = 200_000  # thousands of inputs
 MAX_NUMBER_CHARS = 40
 MAX_EXPONENT = 30
 MAX_DEPTH = 100

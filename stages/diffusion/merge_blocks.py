@@ -11,6 +11,7 @@ from stages.diffusion.expression import (
     Weights,
     calls,
     format_weight,
+    model_names,
     model_weights,
 )
 from stages.diffusion.merge_table import LAST, MIDDLE
@@ -99,6 +100,26 @@ def check_blocks(weights: Weights, keys: Iterable[str]) -> None:
                     f"parts: no key is of the {name}, so that {name}= would do nothing. "
                     "Leave it away, or merge files that have one"
                 )
+
+
+def sources_by_key(weights: Weights, tensors: Mapping[str, Iterable[str]]) -> dict[str, list[str]]:
+    """Say which models an expression takes each tensor from, in the order of its names.
+
+    Args:
+        weights: of the whole expression.
+        tensors: keys of each model, by its name, in the order of the expression.
+
+    Returns:
+        By key, sorted; without the tensors that only models hold of which nothing is taken there.
+    """
+    names = list(tensors)
+    holders = {name: set(keys) for name, keys in tensors.items()}
+    found = {}
+    for key in sorted(set().union(*holders.values())):
+        taken = model_names(at_key(weights, key)) or names[:1]
+        if any(key in holders[name] for name in taken):
+            found[key] = [name for name in names if name in taken]
+    return found
 
 
 def sum_warning(text: str, weights: Weights) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from stages.diffusion.ancestry import Parent, made_from
 from stages.diffusion.digests import TENSORS_HASH
 from stages.diffusion.expression import (
+    Weights,
     format_weight,
     model_names,
     model_weights,
@@ -15,7 +16,7 @@ from stages.diffusion.expression import (
 )
 from stages.diffusion.hashing import hashing
 from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_bytes
-from stages.diffusion.merge_blocks import check_blocks
+from stages.diffusion.merge_blocks import check_blocks, sources_by_key
 from stages.diffusion.merge_source import (
     FLOATS,
     Source,
@@ -23,8 +24,9 @@ from stages.diffusion.merge_source import (
     check_names,
     is_inpainting,
     open_source,
+    with_bare_autoencoder,
 )
-from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER
+from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
 from stages.diffusion.writing import writing
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ STORED: dict[Dtype, str] = {"float16": "F16", "bfloat16": "BF16", "float32": "F3
 CHUNK_ELEMENTS = 1 << 18  # 1 MiB of float32: fits the caches, and a call of torch costs nothing
 POSITIONS = TEXT_ENCODER + "embeddings.position_embedding.weight"
 NO_HASH = "0" * 64
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +90,9 @@ def merge_files(
     """
     weights = parse_expression(expression)
     sources = check_files(expression, inputs)
-    check_not_an_input(out, inputs)
+    check_out(out, inputs)
     first = next(iter(sources.values()))
-    plan = plan_file(first, dtype)
+    plan = plan_file(weights, sources, dtype)
     recipe = {
         "kind": "merge",
         **({"name": name} if name else {}),
@@ -140,30 +143,43 @@ def check_files(expression: str, inputs: Mapping[str, Path]) -> dict[str, Source
     names = model_names(weights)
     check_names(expression, names, inputs)
     sources = {name: open_source(inputs[name]) for name in names}
-    first, *others = sources.values()
-    for other in others:
-        check_alike(first, other)
-    check_blocks(weights, first.tensors)
+    if any(is_stable_diffusion(source.tensors) for source in sources.values()):
+        sources = {name: with_bare_autoencoder(source) for name, source in sources.items()}
+    pairs: dict[tuple[str, str], list[str]] = {}
+    by_key = sources_by_key(weights, {name: source.tensors for name, source in sources.items()})
+    for key, (first, *others) in by_key.items():
+        for other in others:
+            pairs.setdefault((first, other), []).append(key)
+    for (first, other), keys in pairs.items():
+        check_alike(sources[first], sources[other], keys)
+    check_blocks(weights, by_key)
     return sources
 
 
-def check_not_an_input(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse to write over a file that is read: nobody could make the result again."""
+def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
+    """Refuse to write over a file that is read, over a device, or under a pickle's name."""
+    if out.suffix != SUFFIX:
+        raise ValueError(f"{out}: weights are written as *{SUFFIX}; other programs go by the name")
+    if out.exists() and not out.is_file():
+        raise ValueError(f"{out}: is no file, and will not be replaced by one")
     for name, path in inputs.items():
         if out.exists() and out.samefile(path):
             raise ValueError(f"{out}: is also the input {name!r}. Write to another file")
 
 
-def plan_file(first: Source, dtype: Dtype) -> Plan:
+def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> Plan:
     """Lay out a new file of one architecture.
 
     Args:
-        first: whose keys and shapes it gets.
+        weights: of the expression.
+        sources: its files; each tensor gets the shape of the first that it is taken from.
         dtype: of floating-point tensors.
     """
+    by_key = sources_by_key(weights, {name: source.tensors for name, source in sources.items()})
+    entries = {key: sources[names[0]].tensors[key] for key, names in by_key.items()}
     shapes = {
         key: (_stored(entry, dtype), entry.shape)
-        for key, entry in first.tensors.items()
+        for key, entry in entries.items()
         if key != POSITION_IDS
     }
     if POSITIONS in shapes:

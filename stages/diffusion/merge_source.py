@@ -1,7 +1,8 @@
 """The files that a merge reads: opened, normalised, and compared before any work."""
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -10,6 +11,7 @@ from stages.diffusion.header import TensorEntry, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
     UNET,
+    VAE,
     is_stable_diffusion,
     normal_keys,
     other_file,
@@ -21,6 +23,9 @@ CONV_IN = UNET + "input_blocks.0.0.weight"
 INPAINTING_CHANNELS = 9
 CONVERT = "Convert the file, or fetch its float16 version"
 SHOWN_KEYS = 5  # of those that differ
+# keys of a file that holds an autoencoder alone, as people bake one in
+BARE_VAE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
+BARE_VAE_BESIDES = re.compile(r"(loss|model_ema)\.")  # what its training left in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +101,34 @@ def check_names(expression: str, wanted: Sequence[str], given: Mapping[str, Path
         )
 
 
-def check_alike(first: Source, other: Source) -> None:
+def with_bare_autoencoder(source: Source) -> Source:
+    """Give the tensors of a file that is an autoencoder alone the keys of a whole checkpoint's."""
+    own = {k: e for k, e in source.tensors.items() if not BARE_VAE_BESIDES.match(k)}
+    if not all(map(BARE_VAE.match, own)):
+        return source
+    tensors = {VAE + key: entry for key, entry in own.items()}
+    return Source(source.path, source.metadata, tensors)
+
+
+def check_alike(first: Source, other: Source, keys: Iterable[str]) -> None:
     """Refuse to merge files whose keys, shapes or kinds of numbers differ.
 
     One difference is let pass: the five more channels that an inpainting model's first layer
     takes, if it is the first; what is merged with it has nothing to say of them.
 
+    Args:
+        first, other: files.
+        keys: of the tensors that the expression takes from both.
+
     Raises:
         ValueError: naming the first differing keys, in sorted order, and both shapes.
     """
-    if is_inpainting(other) and not is_inpainting(first):
+    keys = sorted(keys)
+    if CONV_IN in keys and is_inpainting(other) and not is_inpainting(first):
         raise ValueError(
             f"{other.path}: an inpainting model, whose first layer takes 9 channels, must be the "
             "first that the expression names"
         )
-    keys = sorted({*first.tensors, *other.tensors})
     differing = [key for key in keys if _form(first, key) != _form(other, key)]
     if is_inpainting(first) and not is_inpainting(other):
         differing = [key for key in differing if key != CONV_IN]

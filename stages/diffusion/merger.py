@@ -83,7 +83,7 @@ class Merger:
 
     def copied(self, key: str) -> bytes:
         """Give a tensor of the first model as it is."""
-        name = next(iter(self.sources))
+        name = self._taken(key)[0]
         entry = self.sources[name].tensors[key]
         content = bytearray(entry.stop - entry.start)
         read_into(self.files[name], entry.start, memoryview(content))
@@ -101,7 +101,7 @@ class Merger:
         if not self.allow_nonfinite:
             self._check_weightless(settled, weights, key)
         models = [(n, float(w)) for n, w in weights.items() if isinstance(n, str)]
-        shapes = {source.tensors[key].shape for source in self.sources.values()}
+        shapes = {self.sources[name].tensors[key].shape for name in self._taken(key)}
         if len(models) == len(weights) and len(shapes) == 1:
             count = prod(next(iter(shapes)))
             for start in range(0, count, self.chunk_elements):
@@ -140,15 +140,14 @@ class Merger:
             value = self._load(term, key) if isinstance(term, str) else self._called(term, key)
             value.mul_(float(weight))
             total = value if total is None else total.add_(value)
-        return self._load(next(iter(self.sources)), key).zero_() if total is None else total
+        return self._load(self._taken(key)[0], key).zero_() if total is None else total
 
     def _widened(self, weights: Weights, key: str) -> Tensor:
         """Merge the first layer of an inpainting model: the channels that all models have.
 
         Those of the mask and the masked picture are merged among the models that have them.
         """
-        first = next(iter(self.sources))
-        own = self._read_whole(first, key)
+        own = self._read_whole(self._taken(key)[0], key)
         own[:, : self._channels(key)] = self._whole(weights, key)
         self._merge_mask_channels(own, weights, key)
         return own
@@ -171,7 +170,13 @@ class Merger:
         mask.copy_(merged)
 
     def _channels(self, key: str) -> int:
-        return min(source.tensors[key].shape[1] for source in self.sources.values())
+        return min(self.sources[name].tensors[key].shape[1] for name in self._taken(key))
+
+    def _taken(self, key: str) -> list[str]:
+        """Name the models that a tensor is taken from, in the order of the expression."""
+        names = list(self.sources)
+        taken = model_names(at_key(self.weights, key)) or names[:1]
+        return [name for name in names if name in taken]
 
     def _called(self, call: Call, key: str) -> Tensor:
         """Compute what a method makes of whole tensors."""
@@ -229,7 +234,7 @@ class Merger:
         return self.stored_bytes[:size]
 
     def _blame(self, key: str) -> str:
-        for name in self.sources:
+        for name in self._taken(key):
             if not self._read_whole(name, key).isfinite().all():
                 return self._nonfinite(name, key)
         return (

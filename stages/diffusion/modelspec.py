@@ -17,6 +17,7 @@ from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
 
+PLACEHOLDER = "to be filled in"  # as profiles/sd15.yaml has it
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -40,6 +41,9 @@ class ReleaseParams(Params):
             raise ValueError(
                 f"name {self.name!r} cannot name a file everywhere; use letters, digits, . _ -"
             )
+        for name in ("title", "author", "description", "usage_hint"):
+            if PLACEHOLDER in getattr(self, name):
+                raise ValueError(f"{name} is still {PLACEHOLDER!r}; write what is to be published")
         try:
             date.fromisoformat(self.date)
         except ValueError:

@@ -18,7 +18,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Args:
         path: of a file; missing parent folders are made.
+
+    Raises:
+        FileExistsError: if what stands there is no file, but a folder, a device or the like.
     """
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: is no file, and will not be replaced by one")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".partial")
     try:

@@ -52,9 +52,24 @@ def load_named_params(section: str, kind: type[P], path: Path = DEFAULT_PARAMS) 
     return {str(name): load_params(f"{section}.{name}", kind, path) for name in names}
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which no key may stand twice: the second would win without a word."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """Read a mapping and look at its keys, before `<<` is put in its place."""
+        node: yaml.MappingNode = super().compose_mapping_node(anchor)
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                line = key.start_mark.line + 1
+                raise yaml.YAMLError(f"key {key.value!r} stands twice, again in line {line}")
+            seen.add(key.value)
+        return node
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such params file. Run in the repository's root, or name one with --params"
@@ -91,7 +106,22 @@ def _explain(problem: ErrorDetails, kind: type[Params], section: str) -> str:
             return f"missing key {name!r}" + (f" (it has {close[0]!r})" if close else "")
         case _:
             message = problem["msg"].removeprefix("Value error, ")
-            return f"{name}: {message}" + (f", got {problem['input']!r}" if key else "")
+            hint = _number_hint(problem["input"])
+            return f"{name}: {message}" + (f", got {problem['input']!r}{hint}" if key else "")
+
+
+def _number_hint(value: Any) -> str:
+    """Say how YAML 1.1 wants a number such as 1e-6 to be written."""
+    if not isinstance(value, str):
+        return ""
+    try:
+        number = float(value)
+    except ValueError:
+        return ""
+    mantissa, _, exponent = f"{number:e}".partition("e")
+    digits = mantissa.rstrip("0")
+    digits += "0" if digits.endswith(".") else ""
+    return f", which YAML reads as a word; write {digits}e{int(exponent):+d}"
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -70,6 +70,9 @@ class FilterParams(Params):
             raise ValueError(
                 f"max_malformed_fraction must lie in [0, 1], got {self.max_malformed_fraction}"
             )
+        for name in ("min_caption_chars", "min_user_upscales", "min_side_px"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.max_aspect < 1:
             raise ValueError(f"max_aspect must be at least 1, got {self.max_aspect}")
 
