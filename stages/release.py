@@ -35,7 +35,12 @@ from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
 from stages.diffusion.model import save_diffusers
 from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
-from stages.diffusion.modelspec import ReleaseParams, release_metadata, write_release
+from stages.diffusion.modelspec import (
+    ReleaseParams,
+    check_filled_in,
+    release_metadata,
+    write_release,
+)
 from stages.diffusion.shares import ancestor_shares
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, sha256_file, write_json
@@ -83,6 +88,7 @@ def run(
         FileNotFoundError: if the winner or an ingredient is missing.
         ValueError: if a licence forbids the release, a source is unknown, or the file is damaged.
     """
+    check_filled_in(params)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
     metadata = read_header(weights).metadata

@@ -501,6 +501,12 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
         main(["verify", str(tmp_path / "nothing.safetensors")])
 
 
+def test_a_placeholder_is_not_published(tmp_path: Path) -> None:
+    params = replace(PARAMS, author="to be filled in")
+    with pytest.raises(ValueError, match=r"release\.author is still 'to be filled in'"):
+        run(tmp_path / "w.safetensors", tmp_path, tmp_path / "r.json", params, {})
+
+
 def test_a_winner_that_drew_nothing_is_named(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:
     write_json(whole[1].choice, {"choice": "row9", "reason": "?"})
     with pytest.raises(ValueError, match=r"no picture by 'row9'.*holds row1"):

@@ -41,13 +41,19 @@ class ReleaseParams(Params):
             raise ValueError(
                 f"name {self.name!r} cannot name a file everywhere; use letters, digits, . _ -"
             )
-        for name in ("title", "author", "description", "usage_hint"):
-            if PLACEHOLDER in getattr(self, name):
-                raise ValueError(f"{name} is still {PLACEHOLDER!r}; write what is to be published")
         try:
             date.fromisoformat(self.date)
         except ValueError:
             raise ValueError(f"date {self.date!r} is no date such as 2026-01-31") from None
+
+
+def check_filled_in(params: ReleaseParams) -> None:
+    """Refuse to publish the words that a profile leaves for a person to write."""
+    for name in ("title", "author", "description", "usage_hint"):
+        if PLACEHOLDER in getattr(params, name):
+            raise ValueError(
+                f"release.{name} is still {PLACEHOLDER!r}; write what is to be published"
+            )
 
 
 def release_metadata(
