@@ -7,6 +7,7 @@ answer is a line of `VOTER.jsonl` at once; stop when you like, and go on with th
 """
 
 import argparse
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -49,11 +50,13 @@ def run(cells: Path, voter: str, votes: Path, port: int) -> None:
     booth = open_booth(cells, voter, votes)
     for problem in booth.problems:
         print(f"not counted: {problem}")
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a script's `&` had them ignored
+        signal.signal(number, signal.default_int_handler)
     try:
         with serve(booth, cells, port) as server:
-            host, number = server.server_address[:2]
+            host, opened = server.server_address[:2]
             print(
-                f"grid {booth.grid}, {len(booth.pairs):,} questions: http://{host!s}:{number}/\n"
+                f"grid {booth.grid}, {len(booth.pairs):,} questions: http://{host!s}:{opened}/\n"
                 f"Answers go to {booth.path}. Ctrl+C ends.",
                 flush=True,
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -256,9 +257,8 @@ def test_a_grid_without_a_choice_and_a_name_that_is_none_are_refused(tmp_path: P
         open_booth(tmp_path / "nowhere", "anna", tmp_path / "votes")
 
 
-def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(tmp_path: Path, number: int) -> None:
     cells = make_grid(tmp_path / "cells")
     words = [
         "--cells",
@@ -275,8 +275,11 @@ def test_the_command_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         assert process.stdout
         line = process.stdout.readline()
         assert "10 questions: http://127.0.0.1:" in line
-        process.send_signal(signal.SIGINT)
-        rest = process.communicate(timeout=20)[0]
+        process.send_signal(number)
+        try:
+            rest = process.communicate(timeout=20)[0]
+        finally:
+            process.kill()
     assert process.returncode == 0
     assert "0 questions answered in all" in rest
 
