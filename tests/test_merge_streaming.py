@@ -144,7 +144,7 @@ def test_memory_does_not_grow_with_the_files_nor_beyond_some_tensors(tmp_path: P
     inputs = [f"{n}={empty_model(tmp_path / n, 4, 25_000_000)}" for n in "abc"]
     bare = peak_mb("import torch")
     run = "from stages.merge import main; main(sys.argv[1:])"
-    out = str(tmp_path / "out")
+    out = str(tmp_path / "out.safetensors")
     total = peak_mb(run, "--expression", "0.6*a + 0.2*b + 0.2*c", *inputs, "--out", out)
     assert total - bare < 100
     arc = peak_mb(run, "--expression", "slerp(a, b, 0.5)", *inputs[:2], "--out", out)
@@ -298,6 +298,6 @@ def test_a_recipe_made_of_itself_is_refused(
     monkeypatch.delenv("TRACEBACK", raising=False)
     params = tmp_path / "params.yaml"
     params.write_text(PARAMS.format(a="a", b="b", c="c", d="d"))
-    out = ["--out", str(tmp_path / "out"), "--params", str(params)]
+    out = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
     with pytest.raises(SystemExit, match="is made of itself"):
         main(["--recipe", "merge.cocktails.ring", *out])
