@@ -55,31 +55,6 @@ def assert_same_weights(a: torch.nn.Module, b: torch.nn.Module) -> None:
         assert torch.equal(tensor, theirs[key]), key
 
 
-def networks_on_meta() -> tuple[Any, Any, Any]:
-    """Build UNet, VAE and text encoder of SD 1.5's size without storage."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        vae = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            layers_per_block=2,
-        )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                hidden_size=768,
-                intermediate_size=3072,
-                num_attention_heads=12,
-                num_hidden_layers=12,
-                projection_dim=768,
-            )
-        )
-    return unet, vae, text_encoder
-
-
 def sd15_networks() -> tuple["UNet2DConditionModel", "AutoencoderKL", "CLIPTextModel"]:
     """Build networks of SD 1.5's size, on the device in force."""
     from diffusers import AutoencoderKL, UNet2DConditionModel

@@ -33,7 +33,7 @@ from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.single_file import POSITION_IDS
 from stages.harness.files import sha256_file
-from tests.test_single_file import networks_on_meta, shapes_on_meta
+from tests.test_single_file import sd15_networks, shapes_on_meta
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json, write_tokenizer
 
 SUM = "0.6*a + 0.2*b + 0.2*c"
@@ -246,7 +246,8 @@ def open_with_diffusers(path: Path, config: Path) -> None:
     """Open a merged file offline, as people will, with SD 1.5's networks built from `config`."""
     from diffusers import StableDiffusionPipeline
 
-    unet, vae, text_encoder = networks_on_meta()
+    with torch.device("meta"):
+        unet, vae, text_encoder = sd15_networks()
     unet.save_config(config / "unet")
     vae.save_config(config / "vae")
     text_encoder.config.save_pretrained(config / "text_encoder")
