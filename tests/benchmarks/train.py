@@ -248,7 +248,7 @@ def two() -> None:
             [sys.executable, *words, "-m", MODULE, "share"],
             cwd=ROOT,
             check=True,
-            capture_output=True,
+            stdout=subprocess.PIPE,  # what goes wrong is seen on stderr
             text=True,
         )
         rates[count] = float(done.stdout.split()[-1])
@@ -291,10 +291,10 @@ def mini() -> None:
 
 ROWS: dict[str, Callable[[], None]] = {
     "ceiling": lambda: print(f"bf16 matrix product: {ceiling():.0f} TFLOP/s", flush=True),
-    "512": lambda: against_peers(512, 48, 16, text=False),
-    "768": lambda: against_peers(768, 20, 8, text=False),
-    "512-text": lambda: against_peers(512, 48, 16, text=True),
-    "768-text": lambda: against_peers(768, 20, 8, text=True),
+    "512": lambda: against_peers(512, 64, 16, text=False),
+    "768": lambda: against_peers(768, 28, 8, text=False),
+    "512-text": lambda: against_peers(512, 64, 16, text=True),
+    "768-text": lambda: against_peers(768, 28, 8, text=True),
     "memory": memory,
     "small-memory": small_memory,
     "start": start,
