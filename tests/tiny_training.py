@@ -56,6 +56,7 @@ PARAMS = TrainParams(
     schedule_epochs=4,
     warmup_steps=0,
     gradient_checkpointing=False,
+    activation_memory=1.0,
     max_skipped_share=0.05,
     prediction_type="epsilon",
     zero_terminal_snr=False,

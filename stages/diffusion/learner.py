@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from stages.diffusion.draw import Drawn
@@ -56,6 +57,7 @@ class Learner:
         self.compiles = is_compiled(self.device)
         self.unet: Any = models.unet
         if self.compiles:
+            functorch_config.activation_memory_budget = params.activation_memory
             self.unet = torch.compile(models.unet, options=COMPILE_OPTIONS)
         self.weights = [weight for part in parts.values() for weight in part.weights]
 

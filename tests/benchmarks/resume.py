@@ -9,6 +9,7 @@ its second epoch and started again.
 """
 
 import argparse
+import json
 import math
 import os
 import shutil
@@ -59,6 +60,9 @@ def write_base(folder: Path) -> None:
     for name in ("unet", "vae"):
         getattr(models, name).save_config(config / name)
     models.text_encoder.config.save_pretrained(config / "text_encoder")
+    path = config / "tokenizer/tokenizer_config.json"
+    text = {**json.loads(path.read_text()), "model_max_length": 77}
+    path.write_text(json.dumps(text), encoding="utf-8")
     save_single_file(folder / "base.safetensors", models.unet, models.vae, models.text_encoder, {})
 
 
