@@ -5,7 +5,7 @@
 Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed when it is known:
 
   512, 768  pictures a second, compiled, batches of 16, once it is warm
-  start     168 cells of 512 px by `stages.grid`, start included, with a warm compile cache
+  start     168 cells of 512 px by `stages.grid_cells`, start included, with a warm compile cache
   single    512 px, one picture at a time, not compiled: what a simple script does
   gpus      two GPUs over one, by `torchrun`; only where there are two
 
@@ -232,7 +232,7 @@ def two_over_one(bench: Bench) -> str:
 
 
 def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, float]:
-    """Run `stages.grid cells` with nothing drawn before.
+    """Run `stages.grid_cells` with nothing drawn before.
 
     Returns:
         Seconds from start to end, how many cells, and the sum of the processes' rates.
@@ -245,7 +245,7 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     params["grid"] |= {"steps": bench.steps, "batch_size": bench.batch, "dtype": bench.dtype}
     run.mkdir(parents=True)
     (run / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    words = f"stages.grid cells model={bench.weights} --group timed --config {bench.config}"
+    words = f"stages.grid_cells model={bench.weights} --group timed --config {bench.config}"
     words += f" --out {run}/cells --report {run}/report.json --params {run}/params.yaml"
     environment = {**os.environ, "DVC_ROOT": str(run)}
     started = time.perf_counter()
