@@ -75,6 +75,11 @@ def test_a_stage_is_named_after_its_module(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GROUPS)
+def test_no_shell_stands_between_dvc_and_a_stage(name: str) -> None:
+    assert GROUPS[name]["cmd"].startswith("exec python -m stages.")
+
+
+@pytest.mark.parametrize("name", GROUPS)
 def test_the_code_deps_of_a_stage_are_what_it_imports(name: str) -> None:
     stage = GROUPS[name]
     listed = {path for path in paths(stage["deps"]) if path.endswith(".py")}
