@@ -39,9 +39,10 @@ def _of_winner(findings: Findings) -> Iterator[tuple[str, Figure]]:
     if not final:
         return
     yield "winner", final["choice"]
-    means = next((s.content["scores"] for s in findings.scores if s.name == LAST_CHOICE), {})
+    scored = [s.content["scores"] for s in findings.scores if s.name == LAST_CHOICE]
+    means = scored[0].get(final["choice"], {}) if scored else {}
     for measure in ("score", "cmmd"):
-        if (mean := means.get(final["choice"], {}).get(measure)) is not None:
+        if (mean := means.get(measure)) is not None:
             yield f"winner_{measure}", round(mean, SCORE_DIGITS)
     for end in ("", "_low", "_high"):
         if (lead := (final.get("reference") or {}).get(f"score_lead{end}")) is not None:
