@@ -118,6 +118,13 @@ def test_no_stage_keeps_outputs_of_other_params(name: str) -> None:
     assert bool(kept) == name.startswith("grid_cells")
 
 
+def test_dvc_counts_one_small_file_as_metrics_and_can_restore_a_training() -> None:
+    metrics = [path for stage in GROUPS.values() for path in paths(stage.get("metrics", []))]
+    assert metrics == ["reports/metrics.json"]
+    # DVC's run cache leaves out stages with outputs that are neither its own nor metrics nor plots
+    assert not [out for out in GROUPS["train"]["outs"] if "cache" in str(out)]
+
+
 def keys(value: Any, prefix: str = "") -> Iterator[str]:
     """List dotted keys; what lies under a map of names is written with * for the name."""
     if not isinstance(value, dict):
