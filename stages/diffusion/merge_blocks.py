@@ -154,6 +154,8 @@ def at_key(weights: Mapping[Term, Fraction] | Sum, key: str) -> Weights:
     Returns:
         A sum of models and of methods that compute with values.
     """
+    if all(isinstance(term, str) for term in dict(weights)):
+        return dict(weights)
     settled: Weights = {}
     for term, weight in dict(weights).items():
         for inner, share in _settled(term, key).items():
