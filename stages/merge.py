@@ -35,15 +35,7 @@ from math import prod
 from pathlib import Path
 
 from stages.diffusion.ancestry import read_lineage
-from stages.diffusion.expression import (
-    NAME,
-    Call,
-    format_sum,
-    format_weight,
-    model_weights,
-    parse_expression,
-    substituted,
-)
+from stages.diffusion.expression import parse_expression, substituted
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
 from stages.diffusion.merge_files import (
@@ -55,6 +47,9 @@ from stages.diffusion.merge_files import (
     plan_file,
 )
 from stages.diffusion.merge_source import peculiarities
+from stages.diffusion.merge_terms import Call, model_weights
+from stages.diffusion.merge_text import format_sum, format_weight
+from stages.diffusion.merge_tokens import NAME
 from stages.diffusion.writing import free_bytes
 from stages.harness.file_command import file_command
 from stages.harness.files import write_json

@@ -21,15 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
 from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.expression import (
-    MAX_CHARS,
-    format_sum,
-    format_weight,
-    parse_expression,
-)
+from stages.diffusion.expression import MAX_CHARS, parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import sum_warning
 from stages.diffusion.merge_files import POSITIONS, merge_files
+from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.model import write_single_file
 from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS

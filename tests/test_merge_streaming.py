@@ -52,7 +52,8 @@ def noise(folder: Path, count: int, shape: tuple[int, ...]) -> dict[str, Path]:
 
 
 def used(inputs: Mapping[str, Path], expression: str) -> dict[str, Path]:
-    from stages.diffusion.expression import model_names, parse_expression
+    from stages.diffusion.expression import parse_expression
+    from stages.diffusion.merge_terms import model_names
 
     return {name: inputs[name] for name in model_names(parse_expression(expression))}
 

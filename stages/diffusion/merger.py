@@ -25,17 +25,10 @@ from torch import Tensor
 
 from stages.diffusion import merge_methods
 from stages.diffusion.dtypes import TORCH_DTYPES
-from stages.diffusion.expression import (
-    Call,
-    Sum,
-    Term,
-    Weights,
-    format_sum,
-    model_names,
-    model_weights,
-)
 from stages.diffusion.merge_blocks import at_key
 from stages.diffusion.merge_source import Source, is_inpainting, read_into
+from stages.diffusion.merge_terms import Call, Sum, Term, Weights, model_names, model_weights
+from stages.diffusion.merge_text import format_sum
 from stages.diffusion.torch_settings import one_thread, reuse_memory
 
 
