@@ -296,21 +296,26 @@ merge:
     hybrid:
       expression: 0.5*a + 0.5*b
       dtype: float32
-      inputs: {{a: {a}, b: {b}}}
+      inputs: [{{name: a, file: {a}}}, {{name: b, file: {b}}}]
   differences:
     vodka:
       expression: a + 0.5*(b - c)
       dtype: float32
-      inputs: {{a: "recipe:merge.mixes.hybrid", b: {c}, c: {a}}}
+      inputs:
+        - {{name: a, file: "recipe:merge.mixes.hybrid"}}
+        - {{name: b, file: {c}}}
+        - {{name: c, file: {a}}}
   cocktails:
     last:
       expression: 0.6*a + 0.4*b
       dtype: float16
-      inputs: {{a: "recipe:merge.differences.vodka", b: {d}}}
+      inputs:
+        - {{name: a, file: "recipe:merge.differences.vodka"}}
+        - {{name: b, file: {d}}}
     ring:
       expression: a
       dtype: float16
-      inputs: {{a: "recipe:merge.cocktails.ring"}}
+      inputs: [{{name: a, file: "recipe:merge.cocktails.ring"}}]
 """
 
 
