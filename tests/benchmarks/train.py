@@ -254,8 +254,8 @@ def two() -> None:
         )
         rates[count] = float(done.stdout.split()[-1])
     print(
-        f"two GPUs, 512 px, 2 x {PARAMS.batch_size} a step: {rates[2]:.1f}/s = {rates[2] / rates[1]:.2f} x one's "
-        f"{rates[1]:.1f}/s",
+        f"two GPUs, 512 px, 2 x {PARAMS.batch_size} a step: {rates[2]:.1f}/s = "
+        f"{rates[2] / rates[1]:.2f} x one's {rates[1]:.1f}/s",
         flush=True,
     )
 
