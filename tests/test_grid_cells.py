@@ -290,7 +290,7 @@ def test_the_drawing_code_draws_what_its_version_stands_for(
     for sampler in SAMPLERS:
         params = SamplingParams(sampler=sampler, steps=3, guidance=2.0, negative_prompt="dog")
         draw(models, ["cat"], [7], 32, 32, params)
-    assert DRAWING_VERSION == 2
+    assert DRAWING_VERSION == 3
     assert dict(zip(SAMPLERS, latents, strict=True)) == {
         "ddim": pytest.approx([-1.94021, 1.25323, 2.48474], abs=1e-4),
         "dpmpp_2m": pytest.approx([-8.98610, 5.90383, 11.66985], abs=1e-4),
@@ -445,22 +445,29 @@ def test_code_is_compiled_once_for_a_size_whatever_the_model(zoo: Zoo, tmp_path:
 
     sampling = SamplingParams(sampler="euler", steps=2, guidance=3.0, negative_prompt="")
 
-    def drawn(easel: Easel, file: Path, side: int) -> bytes:
-        return draw(easel.put(file), ["cat"], [1], side, side, sampling)[0].tobytes()
+    def drawn(easel: Easel, file: Path, side: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+        (picture,) = draw(easel.put(file), ["cat"], [1], side, side, sampling)
+        return np.asarray(picture).astype(np.int64)
 
     def new_easel(*, compiled: bool) -> Easel:
         cache = tmp_path / "compiled"
         return Easel(
-            zoo.config, "float32", compiled=compiled, tile_px=0, cache=cache, backend="eager"
+            zoo.config,
+            "float32",
+            compiled=compiled,
+            tile_px=0,
+            cache=cache,
+            backend="eager",
+            options={},
         )
 
     compiled, plain = new_easel(compiled=True), new_easel(compiled=False)
     first, second = sorted(zoo.run.iterdir())
     counters.clear()
-    assert drawn(compiled, first, 32) == drawn(plain, first, 32)
+    assert abs(drawn(compiled, first, 32) - drawn(plain, first, 32)).max() <= 1
     graphs = counters["stats"]["unique_graphs"]
     assert graphs >= 2, "the UNet and the decoder"
-    assert drawn(compiled, second, 32) == drawn(plain, second, 32)
+    assert abs(drawn(compiled, second, 32) - drawn(plain, second, 32)).max() <= 1
     assert counters["stats"]["unique_graphs"] == graphs
 
 
