@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/requirements.installed
 PYTHON ?= python3.13 python3.12 python3.11 python3
 ARGS :=
 
-.PHONY: help run test check profile base clean lock environment
+.PHONY: help run test check profile base plots clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,6 +20,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-9s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
+	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
 
@@ -60,6 +61,10 @@ base: environment ## make the mini model anew (for maintainers with a GPU; ARGS=
 	  export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
 	  [ -d .dvc ] || python -m dvc init --quiet --subdir; \
 	  python -m dvc repro $(ARGS); status=$$?; cd ../..; exit $$status
+
+plots: environment ## make the page of `dvc plots` anew, with its scripts inside (for maintainers; needs npm)
+	@npm install --silent --no-package-lock --prefix .dvc/plots
+	@$(IN_VENV) python -m stages.plots_page .dvc/plots
 
 lock: ## make requirements.txt anew from requirements.in (needs uv; settings in pyproject.toml)
 	@uv pip compile --quiet requirements.in --output-file requirements.txt $(ARGS)

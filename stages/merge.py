@@ -6,8 +6,9 @@
   python -m stages.merge inspect FILE
 
 The first two say what to do; the third takes `expression` and `dtype` from the params, as the
-graph does; the last shows what a file holds and was made of. Instead of a file, an input may be
-another recipe, as in a=recipe:merge.mixes.hybrid: both are then computed as one sum.
+graph does, and without files the `inputs`, too; the last shows what a file holds and was made of.
+Instead of a file, an input may be another recipe, as in a=recipe:merge.mixes.hybrid: both are then
+computed as one sum.
 
 `0.5*a + 0.5*b` is a mix,
 `a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers, + - * / and parentheses
@@ -30,57 +31,36 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 from stages.diffusion.ancestry import read_lineage
-from stages.diffusion.expression import (
-    NAME,
-    Call,
-    format_sum,
-    format_weight,
-    model_weights,
-    parse_expression,
-    substituted,
-)
+from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
 from stages.diffusion.merge_files import (
-    Dtype,
     Merged,
     check_files,
     check_out,
     merge_files,
     plan_file,
 )
+from stages.diffusion.merge_recipe import Recipe, flattened
 from stages.diffusion.merge_source import peculiarities
+from stages.diffusion.merge_terms import Call, model_weights
+from stages.diffusion.merge_text import format_sum, format_weight
+from stages.diffusion.merge_tokens import NAME
 from stages.diffusion.writing import free_bytes
 from stages.harness.file_command import file_command
 from stages.harness.files import write_json
-from stages.harness.params import Params, load_params
+from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
 METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
 SHOWN_CHARS = 200  # of a metadata value
-RECIPE_PREFIX = "recipe:"
-Inputs = dict[str, Path]
 READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe(Params):
-    """One mix in the params."""
-
-    expression: str  # of names, as in 0.6*vodka + 0.2*x + 0.2*y
-    dtype: Dtype  # of the file; float32 for what is merged again
-    # name: file, or recipe:SECTION for another recipe; a command line may say it
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the expression before any file is looked at."""
-        parse_expression(self.expression)
 
 
 def run(
@@ -202,41 +182,6 @@ def inspect(path: Path) -> None:
         print(f"  {key}: {shown}")
 
 
-def flattened(
-    recipe: Recipe, inputs: Mapping[str, str], params: Path, above: tuple[str, ...] = ()
-) -> tuple[Recipe, Inputs]:
-    """Put recipes in the place of inputs that name one: all is then merged in one pass.
-
-    Args:
-        recipe: whose inputs may be `recipe:SECTION`, and theirs too.
-        inputs: file or recipe by name.
-        params: the file that holds the sections.
-        above: sections whose inputs these are.
-
-    Returns:
-        One recipe of files. A file that two recipes name has one name.
-
-    Raises:
-        ValueError: if a recipe is made of itself.
-    """
-    recipes = {n: v.removeprefix(RECIPE_PREFIX) for n, v in inputs.items() if _is_recipe(v)}
-    files: Inputs = {name: Path(v) for name, v in inputs.items() if not _is_recipe(v)}
-    inner: dict[str, str] = {}
-    for name, section in recipes.items():
-        if section in above:
-            raise ValueError(f"{params}: {section} is made of itself: {' <- '.join(above)}")
-        below = load_params(section, Recipe, params)
-        below, leaves = flattened(below, below.inputs, params, (*above, section))
-        renamed = {}
-        for leaf, path in leaves.items():
-            same = [known for known, other in files.items() if other == path]
-            renamed[leaf] = same[0] if same else _free(f"{name}_{leaf}", {*files, *inputs})
-            files[renamed[leaf]] = path
-        inner[name] = substituted(below.expression, renamed, brackets=False)
-    text = substituted(recipe.expression, inner)
-    return Recipe(expression=text, dtype=recipe.dtype), files
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -253,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             recipe = Recipe(expression=options.expression, dtype="float16")
         if options.dtype:
             recipe = replace(recipe, dtype=options.dtype)
-        recipe, inputs = flattened(recipe, {**recipe.inputs, **given}, options.params)
+        recipe, inputs = flattened(recipe, given or recipe.files(), options.params)
         if options.dry_run:
             dry_run(recipe, inputs, options.out)
             return
@@ -263,17 +208,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if options.report:
             write_json(options.report, _report(recipe, merged))
-
-
-def _is_recipe(value: str) -> bool:
-    return value.startswith(RECIPE_PREFIX)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """Change a name until nobody has it."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
@@ -313,7 +247,7 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="*",
         metavar="NAME=FILE",
-        help="a safetensors file for each name (default: the recipe's `inputs`)",
+        help="a safetensors file for each name; without any, the recipe's own `inputs`",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write"

@@ -14,12 +14,13 @@ from typing import Any
 
 import yaml
 
-from stages.harness.files import replacing
+from stages.harness.files import replacing, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder
 from stages.page.data_card import data_card, describe
 from stages.page.findings import Findings, read_findings
+from stages.page.headline import headline
 from stages.page.site import PAGE, Sources, make_site
 
 LAST_GRID = "final"
@@ -47,6 +48,7 @@ def run(
     all_params: Mapping[str, Any],
     picture: Path | None = None,
     card: Path | None = None,
+    metrics: Path | None = None,
 ) -> list[str]:
     """Write the page of one run.
 
@@ -58,6 +60,7 @@ def run(
         picture: becomes a copy of the largest sheet of the last grid, to be committed and shown
             where the page cannot be.
         card: becomes the data card, if filter and download have reported.
+        metrics: becomes the few figures by which commits are compared, JSON.
 
     Returns:
         What is missing.
@@ -69,7 +72,7 @@ def run(
     """
     if out.exists() and any(out.iterdir()) and not (out / PAGE).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {PAGE}")
-    findings = read_findings(sources.reports, leave_out=out)
+    findings = read_findings(sources.reports, out, *([metrics] if metrics else []))
     if findings == Findings():
         raise ValueError(f"{sources.reports}: no report of any stage. Run `dvc repro` first")
     sections = {name: all_params.get(name) for name in params.sections}
@@ -90,6 +93,8 @@ def run(
         text = data_card(described, findings.filter, findings.download)
         with replacing(card) as scratch:
             scratch.write_text(text, encoding="utf-8")
+    if metrics:
+        write_json(metrics, headline(findings))
     for name in findings.unknown:
         print(f"{sources.reports / name}: not shown, for it is no report that the page knows")
     for name in site.left_over:
@@ -143,6 +148,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="becomes a copy of the last grid's largest sheet, for a README",
     )
     parser.add_argument("--card", type=Path, metavar="FILE", help="becomes the data card, Markdown")
+    parser.add_argument(
+        "--metrics",
+        type=Path,
+        metavar="FILE",
+        help="becomes the few figures by which commits are compared, JSON",
+    )
     add_params_option(parser)
     return parser.parse_args(argv)
 
@@ -154,7 +165,15 @@ def main() -> None:
         params = load_params("report", ReportParams, options.params)
         all_params = yaml.safe_load(options.params.read_text(encoding="utf-8"))
         sources = Sources(options.reports, options.images, options.split, options.release)
-        run(sources, options.out, params, all_params, options.picture, options.card)
+        run(
+            sources,
+            options.out,
+            params,
+            all_params,
+            options.picture,
+            options.card,
+            options.metrics,
+        )
 
 
 if __name__ == "__main__":

@@ -21,15 +21,11 @@ from safetensors.torch import load_file, save_file
 
 from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
 from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.expression import (
-    MAX_CHARS,
-    format_sum,
-    format_weight,
-    parse_expression,
-)
+from stages.diffusion.expression import MAX_CHARS, parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import sum_warning
 from stages.diffusion.merge_files import POSITIONS, merge_files
+from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.model import write_single_file
 from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS
@@ -688,7 +684,7 @@ def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
     params.write_text(
         "merge:\n  mixes:\n    hybrid: {expression: 0.5*a + 0.5*b, dtype: float32}\n"
         "    listed:\n      expression: 0.5*a + 0.5*b\n      dtype: float32\n"
-        f"      inputs: {{a: {inputs['a']}, b: {inputs['b']}}}\n"
+        f"      inputs: [{{name: a, file: {inputs['a']}}}, {{name: b, file: {inputs['b']}}}]\n"
     )
     outs = [tmp_path / f"{i}.safetensors" for i in range(3)]
     options = ["--params", str(params), "--report", str(tmp_path / "report.json")]
@@ -702,6 +698,68 @@ def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
     assert report["weights"] == {"a": 0.5, "b": 0.5}
     assert report["bytes"] == outs[1].stat().st_size
     assert "Merging 2 files" in capsys.readouterr().out
+
+
+def test_a_recipe_s_inputs_have_any_names(tmp_path: Path) -> None:
+    files = abc(tmp_path)
+    recipe: dict[str, Any] = {
+        "expression": "low + 0.5*(vodka3 - _v1)",
+        "dtype": "float32",
+        "inputs": [
+            {"name": name, "file": str(path)}
+            for name, path in zip(("low", "vodka3", "_v1"), files.values(), strict=True)
+        ],
+    }
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    out = tmp_path / "out.safetensors"
+    main(["--recipe", "merge.mixes.mine", "--out", str(out), "--params", str(params)])
+    assert torch.equal(load_file(out)[KEY], A + 0.5 * (B - C))
+    header = read_header(out).metadata
+    assert list(read_lineage(header).inputs()) == ["low", "vodka3", "_v1"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ([("a", "x"), ("a", "y")], "the name 'a' is given twice"),
+        ([("512", "x"), ("b", "y")], "inputs.0: '512' cannot name an input"),
+        ([("a b", "x"), ("b", "y")], "'a b' cannot name an input"),
+        ([("a", "x")], "names 'b', but no file is given for it"),
+        ([("a", "x"), ("b", "x"), ("c", "x")], "does not name 'c'"),
+    ],
+)
+def test_inputs_that_do_not_fit_their_expression_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: list[tuple[str, str]],
+    words: str,
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    named = [{"name": name, "file": file} for name, file in inputs]
+    recipe = {"expression": "a + b", "dtype": "float32", "inputs": named}
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    out = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
+    with pytest.raises(SystemExit) as end:
+        main(["--recipe", "merge.mixes.mine", *out])
+    assert words in str(end.value)
+
+
+def test_files_on_the_command_line_replace_all_of_a_recipe_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph names those that it watches, so that none is merged unwatched."""
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    files = abc(tmp_path)
+    named = [{"name": name, "file": str(path)} for name, path in files.items()]
+    recipe = {"expression": "a + b - c", "dtype": "float32", "inputs": named}
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    given = [f"a={files['a']}", f"b={files['b']}"]
+    options = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
+    with pytest.raises(SystemExit, match="names 'c', but no file is given for it"):
+        main(["--recipe", "merge.mixes.mine", *given, *options])
 
 
 @pytest.mark.parametrize(

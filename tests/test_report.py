@@ -430,6 +430,23 @@ def test_the_same_reports_give_the_same_bytes(recipe: Path, site: Path, tmp_path
     assert files(tmp_path / "site") == before
 
 
+def test_the_headline_is_flat_and_no_report_of_its_own(
+    recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe, copy)
+    metrics = copy / "reports/metrics.json"
+    for _ in range(2):  # the second finds the first one's among the reports
+        run(sources(copy), tmp_path / "site", PARAMS, ALL_PARAMS, metrics=metrics)
+        assert "no report that the page knows" not in capsys.readouterr().out
+        figures = json.loads(metrics.read_text("utf-8"))
+    summary = json.loads((copy / "reports/train/64/metrics.json").read_text("utf-8"))
+    assert figures["loss_64"] == round(summary["minimum"], 5)
+    final = json.loads((copy / "reports/select/final.json").read_text("utf-8"))
+    assert figures["winner"] == final["choice"]
+    assert not [name for name, value in figures.items() if isinstance(value, dict | list)]
+
+
 @pytest.mark.parametrize(
     ("lost", "names"),
     [

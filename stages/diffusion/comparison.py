@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from stages.diffusion.ancestry import Lineage
-from stages.diffusion.expression import format_weight
+from stages.diffusion.merge_text import format_weight
 from stages.diffusion.shares import ancestor_shares
 
 

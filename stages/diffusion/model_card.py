@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from stages.diffusion.ancestry import Lineage
 from stages.diffusion.comparison import Reference, comparison_rows, leaf_shares
 from stages.diffusion.digests import Digests
-from stages.diffusion.expression import format_weight
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_text import format_weight
 from stages.diffusion.modelspec import ReleaseParams
 
 

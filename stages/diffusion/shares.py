@@ -6,7 +6,8 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from stages.diffusion.ancestry import RECIPE, Lineage
-from stages.diffusion.expression import model_weights, parse_expression
+from stages.diffusion.expression import parse_expression
+from stages.diffusion.merge_terms import model_weights
 
 
 def ancestor_shares(lineage: Lineage) -> dict[str, Fraction]:

@@ -3,21 +3,32 @@
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+COPIES = "/.dvc/tmp/exps/"  # below a repository: copies of it, in which DVC runs queued experiments
+
 
 def work_dir(stage: str = "") -> Path:
-    """Name the scratch folder of a stage, below the repository's root wherever DVC calls from."""
-    return Path(os.environ.get("DVC_ROOT", "."), ".work", stage)
+    """Name the scratch folder of a stage, below the repository's root wherever DVC calls from.
+
+    A queued experiment has no scratch of its own: it goes on from what others have done.
+    """
+    return Path(_dvc_root().partition(COPIES)[0], ".work", stage)
+
+
+def _dvc_root() -> str:
+    return os.environ.get("DVC_ROOT", ".")
 
 
 @contextmanager
 def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for this process alone; a killed process lets go of it by itself.
 
-    DVC killed leaves its stage running: two processes must not write to one scratch.
+    DVC killed leaves its stage running: two processes must not write to one scratch. Queued
+    experiments always wait, for those at work beside them: what both need, the second finds done.
 
     Args:
         folder: is made if it is not there.
@@ -29,14 +40,17 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            raise BlockingIOError(
-                f"{folder}: process {lock.read().strip() or '(unknown)'} is still at work here, "
-                "perhaps left over from a run that was killed. Wait for it, or end it, and start "
-                "again: what it did is kept"
-            ) from None
+            holder = f"{folder}: process {lock.read().strip() or '(unknown)'} is still at work here"
+            if not wait and COPIES not in _dvc_root():
+                raise BlockingIOError(
+                    f"{holder}, perhaps left over from a run that was killed. Wait for it, or end "
+                    "it, and start again: what it did is kept"
+                ) from None
+            sys.stderr.write(f"{holder}; waiting for it\n")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()

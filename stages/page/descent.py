@@ -9,7 +9,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from stages.diffusion.ancestry import Lineage, read_lineage
-from stages.diffusion.expression import format_weight, parse_expression
+from stages.diffusion.expression import parse_expression
+from stages.diffusion.merge_text import format_weight
 from stages.diffusion.shares import ancestor_shares
 
 # px in the drawing

@@ -7,7 +7,7 @@ the choice `checkpoint.64`.
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -102,12 +102,12 @@ class Findings:
         return next(found, None)
 
 
-def read_findings(folder: Path, leave_out: Path) -> Findings:
+def read_findings(folder: Path, *leave_out: Path) -> Findings:
     """Read all reports below a folder, in the order of their paths.
 
     Args:
         folder: of reports.
-        leave_out: a folder that may lie in it: the page itself, of an earlier run.
+        leave_out: files and folders that may lie in it: what an earlier run made of it.
 
     Raises:
         FileNotFoundError: if there is no such folder.
@@ -147,11 +147,12 @@ def same_name(name: str) -> str:
     return re.sub(r"[/_]", ".", name)
 
 
-def _files(folder: Path, leave_out: Path) -> Iterator[Path]:
-    page = leave_out.resolve()
+def _files(folder: Path, leave_out: Sequence[Path]) -> Iterator[Path]:
+    made = {path.resolve() for path in leave_out}
     for path in folder.rglob("*"):
         unfinished = any(part.endswith(UNFINISHED) for part in path.relative_to(folder).parts)
-        if path.is_file() and not unfinished and page not in path.resolve().parents:
+        place = path.resolve()
+        if path.is_file() and not unfinished and made.isdisjoint([place, *place.parents]):
             yield path
 
 

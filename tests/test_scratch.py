@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from stages.harness.scratch import exclusive, work_dir
+from tests.imports import ROOT
+
+HOLD = """
+import sys
+from stages.harness.scratch import exclusive, work_dir
+with exclusive(work_dir("train")):
+    print("holds it", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def start(root: Path) -> "subprocess.Popen[str]":
+    """Let a process take a folder of scratch and keep it until it is written to."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        env={**os.environ, "DVC_ROOT": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("copy", [".dvc/tmp/exps/tmpk3x", ".dvc/tmp/exps/standalone/tmpk3x"])
+def test_a_queued_experiment_has_the_scratch_of_its_repository(
+    copy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / copy))
+    assert work_dir("train") == tmp_path / ".work/train"
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    assert work_dir("train") == tmp_path / ".work/train"
+
+
+def test_a_queued_experiment_waits_for_the_one_that_does_the_same(tmp_path: Path) -> None:
+    copies = tmp_path / ".dvc/tmp/exps"
+    with start(copies / "tmp1") as first:
+        assert first.stdout
+        assert first.stdout.readline() == "holds it\n"
+        with start(copies / "tmp2") as second:
+            assert second.stderr
+            line = second.stderr.readline()
+            first.communicate("\n")
+            assert second.communicate("\n")[0] == "holds it\n"
+    assert f"process {first.pid} is still at work here; waiting for it" in line
+    assert (first.returncode, second.returncode) == (0, 0)
+
+
+def test_a_run_that_another_process_does_is_refused(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path),
+        pytest.raises(BlockingIOError, match=f"process {os.getpid()} is still at work here"),
+        exclusive(tmp_path),
+    ):
+        pass
