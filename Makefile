@@ -14,7 +14,7 @@ ARGS :=
 # For what is shared: which remote, and how closely to look at it.
 TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run test check profile pull push verify-remote base clean lock environment
+.PHONY: help run test check profile pull push verify-remote verify faults base clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,13 @@ push: environment ## upload outs and runs; mend what the remote lost (REMOTE=nam
 
 verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
 	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
+	@$(IN_VENV) python -m stages.verify_cache
+
+faults: environment ## kill the recipe at random moments, 20 rounds (ROUNDS=n), then its two longest stages (KILLS=200)
+	@$(IN_VENV) python -m tests.benchmarks.fault_rounds $(if $(ROUNDS),--rounds $(ROUNDS))
+	@$(if $(KILLS),$(IN_VENV) python -m tests.benchmarks.faults --kills $(KILLS))
 
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.
