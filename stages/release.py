@@ -42,11 +42,11 @@ from stages.diffusion.modelspec import (
     write_release,
 )
 from stages.diffusion.shares import ancestor_shares
+from stages.drawing.manifest import Entry, read_manifest
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, sha256_file, write_json
 from stages.harness.params import load_named_params, load_params
 from stages.harness.paths import add_params_option, clear_errors
-from stages.images.cells import Entry, read_manifest
 
 HASHES = "hashes.json"
 SAMPLES = 12  # pictures on the card

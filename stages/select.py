@@ -155,7 +155,7 @@ def gather(
     for path in [*measures.scores, *([measures.loss] if measures.loss else [])]:
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path}: no such file. `python -m stages.grid score` writes scores, "
+                f"{path}: no such file. `python -m stages.grid_score` writes scores, "
                 "`python -m stages.train` a loss.csv"
             )
     candidates = list(weights)
@@ -314,7 +314,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="of the candidates, from `python -m stages.grid score`",
+        help="of the candidates, from `python -m stages.grid_score`",
     )
     parser.add_argument("--loss", type=Path, metavar="FILE", help="a training run's loss.csv")
     parser.add_argument(

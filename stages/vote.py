@@ -13,9 +13,9 @@ from pathlib import Path
 
 from stages.choice.booth import Booth, serve
 from stages.choice.pairs import question_pairs
+from stages.drawing.manifest import read_manifest
 from stages.harness.named import NAME
 from stages.harness.paths import clear_errors
-from stages.images.cells import read_manifest
 
 VOTES = Path("data/votes")
 
@@ -24,7 +24,7 @@ def open_booth(cells: Path, voter: str, votes: Path) -> Booth:
     """Make a grid's questions ready for a voter.
 
     Args:
-        cells: a grid that `python -m stages.grid cells` published.
+        cells: a grid that `python -m stages.grid_cells` published.
         voter: the name of a file.
         votes: folder of the voters' files.
 
@@ -80,7 +80,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         required=True,
         metavar="DIR",
-        help="a grid that `python -m stages.grid cells` drew, such as reports/cells/final",
+        help="a grid that `python -m stages.grid_cells` drew, such as reports/cells/final",
     )
     parser.add_argument("--voter", required=True, metavar="NAME", help="you; names your file")
     parser.add_argument(

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from stages.drawing.cache import CellCache
+from stages.drawing.cell import Cell
+from stages.drawing.grid_params import GridParams, planned_cells
+from stages.drawing.manifest import read_manifest
 from stages.harness.params import load_params
-from stages.images.cells import Cell, CellCache, GridParams, planned_cells, read_manifest
 from stages.images.known_hash import KnownHashes
 from tests.imports import ROOT
 
@@ -160,7 +163,7 @@ def test_a_plan_that_cannot_be_drawn_is_refused(
 
 
 def test_a_folder_without_a_grid_says_how_to_draw_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"stages\.grid cells"):
+    with pytest.raises(FileNotFoundError, match=r"stages\.grid_cells"):
         read_manifest(tmp_path)
     (tmp_path / "cells.json").write_text('{"group": "x"}')
     with pytest.raises(ValueError, match="not a grid's manifest"):

@@ -11,14 +11,16 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stages import grid
+from stages import grid_cells
 from stages.comfy.server import Server
 from stages.comfy.workflow import SAMPLERS, Workflow, read_workflow
+from stages.drawing.cell import SAMPLER_NAMES, Cell
+from stages.drawing.grid_params import GridParams, planned_cells
+from stages.drawing.manifest import read_manifest
 from stages.harness.files import sha256_bytes
-from stages.images.cells import SAMPLER_NAMES, Cell, GridParams, planned_cells, read_manifest
 from tests.comfy_server import REFUSED, UNKNOWN_NODE, FakeComfy, Habits
 from tests.imports import ROOT
-from tests.test_grid import PARAMS
+from tests.tiny_grid import PARAMS
 
 WORKFLOW = ROOT / "profiles" / "comfyui.json"
 MODELS = ["one", "two"]
@@ -64,7 +66,7 @@ def run(tmp_path: Path, params: GridParams) -> dict[str, Any]:
     config.mkdir(exist_ok=True)
     (config / "model_index.json").write_text("{}")
     report = tmp_path / "report.json"
-    grid.run_cells("test", weights, config, tmp_path / "out", report, params)
+    grid_cells.run("test", weights, config, tmp_path / "out", report, params)
     counts: dict[str, Any] = json.loads(report.read_text())
     return counts
 

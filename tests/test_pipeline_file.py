@@ -18,8 +18,8 @@ from stages.choice.rule import RuleParams
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
+from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
-from stages.images.cells import GridParams
 from stages.images.fetch import DownloadParams
 from stages.merge import Recipe
 from stages.midjourney.reject import FilterParams
@@ -277,6 +277,8 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         "harness",
         "choice",
         "comfy",
+        "drawing",
+        "sheets",
         "filter.py",
         "download.py",
         "split.py",

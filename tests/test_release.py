@@ -28,8 +28,8 @@ from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.diffusion.modelspec import ReleaseParams
+from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
-from stages.images.cells import Entry
 from stages.release import Evidence, main, run
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd

@@ -16,7 +16,7 @@ import torch
 import yaml
 from PIL import Image
 
-from stages import grid, release, select, split
+from stages import grid_sheet, release, select, split
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
 from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
@@ -27,8 +27,10 @@ from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_report import write_reports
+from stages.drawing.cache import CellCache
+from stages.drawing.cell import Cell
+from stages.drawing.manifest import Entry, Manifest, entry_name, publish
 from stages.harness.files import sha256_file, write_json
-from stages.images.cells import Cell, CellCache, Entry, Manifest, SheetParams, entry_name, publish
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
 from stages.page.descent import BOX_HEIGHT, trace
@@ -36,6 +38,7 @@ from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
 from stages.page.tournament import draw_tournament
 from stages.report import ReportParams, main, run
+from stages.sheets.sheet_params import SheetParams
 from tests.tiny_training import PARAMS as TRAINING
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
@@ -186,7 +189,7 @@ def make_grid(folder: Path, reports: Path) -> None:
     target.mkdir(parents=True)
     publish(target, manifest, cache, cells)
     sheets = reports / "sheets" / "cocktails"
-    grid.run_sheet(
+    grid_sheet.run(
         target, sheets, [], SheetParams(scale=1, max_side_px=4000, format="png", quality=90)
     )
     write_json(

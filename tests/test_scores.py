@@ -13,16 +13,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from stages import grid, split
+from stages import grid_score, split
+from stages.choice import judge
 from stages.choice.cmmd import SCALE, SIGMA, Floats, cmmd, kernel_sums
+from stages.choice.score_params import ScoreParams
 from stages.choice.scores import Score, read_scores, write_scores
 from stages.diffusion.aesthetic import LAYERS, WIDTHS, AestheticHead
+from stages.drawing.manifest import Entry, entry_name
 from stages.harness.files import sha256_file
-from stages.images.cells import Entry, ScoreParams, entry_name
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
-from tests.test_grid import SCORE_PARAMS
 from tests.tiny_clip import make_tiny_clip
+from tests.tiny_grid import SCORE_PARAMS
 from tests.tiny_sd import write_json
 
 MODELS = ("near", "far")
@@ -102,8 +104,8 @@ def test_means_of_every_measure_come_with_intervals_and_as_a_plot(tmp_path: Path
     (tmp_path / "real").mkdir()
     validation = make_validation(tmp_path / "real")
     params = params_with(clip, make_head(tmp_path / "head.safetensors"))
-    outs = grid.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json", tmp_path / "means.csv")
-    grid.run_score(cells, clip, outs, params, validation)
+    outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json", tmp_path / "means.csv")
+    grid_score.run(cells, clip, outs, params, validation)
     written = json.loads((tmp_path / "s.json").read_text())
     assert (written["prompts"], list(written["scores"])) == (4, ["far", "near"])
     for figures in written["scores"].values():
@@ -127,13 +129,13 @@ def test_nothing_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     cells, clip = make_grid(tmp_path / "cells"), make_tiny_clip(tmp_path / "clip")
     (tmp_path / "real").mkdir()
     validation = make_validation(tmp_path / "real")
-    outs = grid.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
-    grid.run_score(cells, clip, outs, SCORE_PARAMS, validation)
+    outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
+    grid_score.run(cells, clip, outs, SCORE_PARAMS, validation)
     before = (tmp_path / "s.json").read_bytes()
     with next((tmp_path / ".work/scores").glob("*.vectors.jsonl")).open("a") as book:
         book.write('\n["cut", "sho')
-    monkeypatch.setattr(grid, "_load_scorer", lambda *_: pytest.fail("all was seen"))
-    grid.run_score(cells, clip, outs, SCORE_PARAMS, validation)
+    monkeypatch.setattr(judge, "_load_scorer", lambda *_: pytest.fail("all was seen"))
+    grid_score.run(cells, clip, outs, SCORE_PARAMS, validation)
     assert (tmp_path / "s.json").read_bytes() == before
 
 

@@ -420,7 +420,7 @@ def test_scores_that_are_missing_are_told_with_who_writes_them(
     choosing: Choosing, tmp_path: Path
 ) -> None:
     choosing.scores = [tmp_path / "s.csv"]
-    with pytest.raises(FileNotFoundError, match=r"s\.csv: no such file. .*stages\.grid score"):
+    with pytest.raises(FileNotFoundError, match=r"s\.csv: no such file. .*stages\.grid_score"):
         choosing.one(["a", "b"])
 
 

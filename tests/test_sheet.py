@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from stages import grid
-from stages.images.cells import SheetParams
-from stages.images.page_file import write_jpeg, write_png
-from stages.images.sheet import Page, Row, Sheet, load_font, pages, wrapped
+from stages import grid_sheet
+from stages.sheets.layout import Page, Row, Sheet, load_font, pages, wrapped
+from stages.sheets.page_file import write_jpeg, write_png
+from stages.sheets.sheet_params import SheetParams
 
 LONG_PROMPT = "a very long prompt about one red apple, glossy, " * 12
 LONG_NAME = "hybrid-difference-of-the-third-version_minus_the-first.epoch_010"
@@ -176,14 +176,14 @@ def test_sheets_of_a_grid_are_named_by_size_and_take_the_columns_asked_for(
         seen.append(sheet)
         yield from pages(sheet, params)
 
-    monkeypatch.setattr(grid, "pages", pages_seen)
-    grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", ["b", "a"], PARAMS)
+    monkeypatch.setattr(grid_sheet, "pages", pages_seen)
+    grid_sheet.run(tmp_path / "cells", tmp_path / "sheets", ["b", "a"], PARAMS)
     assert sorted(p.name for p in (tmp_path / "sheets").iterdir()) == ["64x64.png", "96x96.png"]
     assert [s.columns for s in seen] == [("b", "a"), ("b", "a")]
     with pytest.raises(ValueError, match="no model 'c' in this grid; it holds a, b"):
-        grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", ["c"], PARAMS)
+        grid_sheet.run(tmp_path / "cells", tmp_path / "sheets", ["c"], PARAMS)
     small = sheet_params(1, 10)
-    grid.run_sheet(tmp_path / "cells", tmp_path / "sheets", [], small)
+    grid_sheet.run(tmp_path / "cells", tmp_path / "sheets", [], small)
     names = sorted(p.name for p in (tmp_path / "sheets").iterdir())
     assert names == ["64x64_1.png", "64x64_2.png", "96x96_1.png", "96x96_2.png"]
 
@@ -226,9 +226,9 @@ def test_a_format_that_cannot_hold_a_page_gets_more_of_them(
 LARGE = """
 import re, sys
 from pathlib import Path
-from stages.images.cells import SheetParams
-from stages.images.page_file import save_page
-from stages.images.sheet import Row, Sheet, pages
+from stages.sheets.sheet_params import SheetParams
+from stages.sheets.page_file import save_page
+from stages.sheets.layout import Row, Sheet, pages
 
 cell, out, format_ = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 rows = tuple(Row(f"prompt {i // 4}", i % 4, (cell,) * 13) for i in range(84))

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from stages.images.cells import Entry, entry_name
+from stages.drawing.manifest import Entry, entry_name
 from stages.page.viewer import VIEWER, as_script, write_viewer
 from tests.browser import headless, listen
 from tests.tiny_sd import write_json

@@ -21,8 +21,8 @@ from playwright.sync_api import expect
 from stages.choice.booth import Booth, serve
 from stages.choice.pairs import is_swapped, question_pairs
 from stages.choice.votes import read_votes
+from stages.drawing.manifest import Entry, Manifest, entry_name, read_manifest
 from stages.harness.files import sha256_json
-from stages.images.cells import Entry, Manifest, entry_name, read_manifest
 from stages.images.text_chunk import without_text
 from stages.vote import open_booth
 from tests.browser import headless, listen
@@ -253,7 +253,7 @@ def test_a_grid_without_a_choice_and_a_name_that_is_none_are_refused(tmp_path: P
     (cells / "cells.json").write_text(text.replace("2" * 64, "1" * 64).replace("3" * 64, "1" * 64))
     with pytest.raises(ValueError, match="no two models of different weights"):
         open_booth(cells, "anna", tmp_path / "votes")
-    with pytest.raises(FileNotFoundError, match=r"stages\.grid cells"):
+    with pytest.raises(FileNotFoundError, match=r"stages\.grid_cells"):
         open_booth(tmp_path / "nowhere", "anna", tmp_path / "votes")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 
-from stages.images.cells import Entry, Manifest
+from stages.drawing.manifest import Entry, Manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from stages.choice.score_params import ScoreParams
 from stages.choice.scores import (
     Score,
     interval,
@@ -15,7 +16,6 @@ from stages.choice.scores import (
     score_table,
 )
 from stages.harness.files import replacing
-from stages.images.cells import ScoreParams
 
 Floats = npt.NDArray[np.float64]
 DECIMALS = 4

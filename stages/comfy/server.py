@@ -22,7 +22,7 @@ import aiohttp
 from PIL import Image
 
 from stages.comfy.workflow import Workflow
-from stages.images.cells import Cell
+from stages.drawing.cell import Cell
 
 CONNECT_TIMEOUT_S = 10.0
 ASK_AGAIN_S = 2.0  # without a message, the history is asked this often

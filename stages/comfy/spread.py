@@ -9,7 +9,7 @@ from PIL import Image
 
 from stages.comfy.server import PictureError, Server
 from stages.comfy.workflow import Workflow
-from stages.images.cells import Cell
+from stages.drawing.cell import Cell
 
 Done = Callable[[str, Cell, Image.Image | Exception], None]
 IDLE_S = 0.05

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.images.cells import Cell
+from stages.drawing.cell import Cell
 
 WORD = re.compile(r"\{\{(\w+)\}\}")
 SAMPLERS = {  # ours -> ComfyUI's sampler and scheduler

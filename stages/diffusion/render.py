@@ -1,13 +1,19 @@
 """A model made ready to draw, on the best device there is."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from stages.diffusion.group_norm import norm_by_channels
 from stages.diffusion.model import Models, load_models
 
-COMPILE_MODE, COMPILER = "default", "inductor"
+COMPILER = "inductor"
+COMPILER_OPTIONS = {
+    "conv_1x1_as_mm": True,  # in channels last it is one, and cuBLAS adds the bias for nothing
+    "coordinate_descent_tuning": True,  # tries neighbours of each kernel's block sizes, once
+}
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
 
 
@@ -39,8 +45,8 @@ class Easel:
         compiled: bool,
         tile_px: int,
         cache: Path,
-        mode: str = COMPILE_MODE,
         backend: str = COMPILER,
+        options: Mapping[str, bool] = COMPILER_OPTIONS,
     ) -> None:
         """Remember how to draw; the first model is loaded by `put`.
 
@@ -51,9 +57,9 @@ class Easel:
                 minutes for each size of picture, once for a machine.
             tile_px: side of the tiles in which pictures are decoded; 0 decodes them whole.
             cache: where compiled code is kept.
-            mode, backend: of torch.compile.
+            backend, options: of torch.compile.
         """
-        self.mode, self.backend = mode, backend
+        self.backend, self.options = backend, dict(options)
         self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
         self._models: Models | None = None
         if compiled:
@@ -86,4 +92,5 @@ class Easel:
             models.vae.tile_latent_min_size = self.tile_px // factor
         if self.compiled:
             for part in (models.unet, models.vae.decoder):
-                part.compile(dynamic=False, mode=self.mode, backend=self.backend)
+                norm_by_channels(part)
+                part.compile(dynamic=False, backend=self.backend, options=self.options)

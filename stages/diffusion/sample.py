@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -139,7 +138,7 @@ def draw(
     decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
     if not decoded.isfinite().all():
         raise FloatingPointError(f"not a finite picture: broken weights, or too large for {dtype}")
-    return [to_image(picture) for picture in decoded]
+    return to_images(decoded)
 
 
 def make_sampler(models: Models, params: SamplingParams) -> Any:
@@ -150,7 +149,8 @@ def make_sampler(models: Models, params: SamplingParams) -> Any:
     return getattr(diffusers, name).from_config(models.noise_scheduler.config, **options)
 
 
-def to_image(pixel_values: Tensor) -> Image.Image:
-    """Turn (3, H, W) in [-1, 1] into a picture of 8 bits a channel."""
+def to_images(pixel_values: Tensor) -> list[Image.Image]:
+    """Turn (B, 3, H, W) in [-1, 1] into pictures of 8 bits a channel, copied off at once."""
     levels = ((pixel_values.float().clamp(-1, 1) + 1) * 127.5).round()
-    return Image.fromarray(levels.byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
+    pixels = levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()  # (B, H, W, 3)
+    return [Image.fromarray(picture) for picture in pixels]

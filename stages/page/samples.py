@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from stages.images.cells import MANIFEST, Entry, Manifest, read_manifest
+from stages.drawing.manifest import MANIFEST, Entry, Manifest, read_manifest
 from stages.images.shards import Stored
 
 LONGEST_PX = 512  # a picture of the data that is larger is shown smaller

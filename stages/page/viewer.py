@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.drawing.manifest import MANIFEST, Entry, Manifest, read_manifest
 from stages.harness.files import link_or_copy
-from stages.images.cells import MANIFEST, Entry, Manifest, read_manifest
 
 TEMPLATE = Path(__file__).parent / "templates" / "viewer.html"
 VIEWER = "viewer.html"

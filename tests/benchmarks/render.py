@@ -5,9 +5,12 @@
 Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed when it is known:
 
   512, 768  pictures a second, compiled, batches of 16, once it is warm
-  start     168 cells of 512 px by `stages.grid`, start included, with a warm compile cache
+  start     168 cells of 512 px by `stages.grid_cells`, start included, with a warm compile cache
   single    512 px, one picture at a time, not compiled: what a simple script does
   gpus      two GPUs over one, by `torchrun`; only where there are two
+
+What the compiler is given beyond its own choices is weighed with `--compiler '{}'`, and group norms
+by channels against torch's own with `--library-norms`, each for the rows 512 and 768.
 
 `--small` uses a tiny model and small pictures, to try the script itself on a CPU.
 """
@@ -30,8 +33,9 @@ from typing import Any
 import torch
 import yaml
 
+from stages.diffusion import group_norm
 from stages.diffusion.model import Models, save_single_file
-from stages.diffusion.render import COMPILE_MODE, Easel
+from stages.diffusion.render import COMPILER_OPTIONS, Easel
 from stages.diffusion.sample import SamplingParams, draw
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json
 
@@ -50,7 +54,7 @@ class Bench:
     batch: int
     side: dict[str, int]
     seeds: int
-    mode: str
+    compiler: dict[str, bool]
 
     @property
     def weights(self) -> Path:
@@ -71,7 +75,10 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
-    parser.add_argument("--mode", default=COMPILE_MODE, help="of torch.compile, for 512 and 768")
+    parser.add_argument(
+        "--compiler", type=json.loads, default=COMPILER_OPTIONS, metavar="JSON", help="its options"
+    )
+    parser.add_argument("--library-norms", action="store_true", help="torch's own group norms")
     parser.add_argument("--small", action="store_true", help="to try the script on a CPU")
     options = parser.parse_args()
     bench = Bench(
@@ -81,8 +88,10 @@ def main() -> None:
         batch=2 if options.small else 16,
         side={"512": 32, "768": 48} if options.small else {"512": 512, "768": 768},
         seeds=1 if options.small else 8,
-        mode=options.mode,
+        compiler=options.compiler,
     )
+    if options.library_norms:
+        group_norm.SHORT_RUN = 0  # none is narrow enough
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.compiled)
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"torch {torch.__version__}, {cards or 'CPU'}", flush=True)
@@ -165,7 +174,7 @@ def throughput(bench: Bench, side: int) -> str:
         compiled=True,
         tile_px=0,
         cache=bench.compiled,
-        mode=bench.mode,
+        options=bench.compiler,
     )
     models = easel.put(bench.weights)
     first = timed(lambda: draw_batch(bench, models, side, bench.batch))
@@ -232,7 +241,7 @@ def two_over_one(bench: Bench) -> str:
 
 
 def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, float]:
-    """Run `stages.grid cells` with nothing drawn before.
+    """Run `stages.grid_cells` with nothing drawn before.
 
     Returns:
         Seconds from start to end, how many cells, and the sum of the processes' rates.
@@ -245,7 +254,7 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     params["grid"] |= {"steps": bench.steps, "batch_size": bench.batch, "dtype": bench.dtype}
     run.mkdir(parents=True)
     (run / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
-    words = f"stages.grid cells model={bench.weights} --group timed --config {bench.config}"
+    words = f"stages.grid_cells model={bench.weights} --group timed --config {bench.config}"
     words += f" --out {run}/cells --report {run}/report.json --params {run}/params.yaml"
     environment = {**os.environ, "DVC_ROOT": str(run)}
     started = time.perf_counter()

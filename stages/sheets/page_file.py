@@ -18,8 +18,8 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from stages.images.sheet import Page
 from stages.images.text_chunk import SIGNATURE
+from stages.sheets.layout import Page
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 WHOLE_PIXELS = 50_000_000  # a page of at most so many is drawn whole: 150 MB

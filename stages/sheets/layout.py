@@ -9,7 +9,7 @@ from pathlib import Path
 import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.images.cells import SheetParams
+from stages.sheets.sheet_params import SheetParams
 
 FONT = "fonts/ttf/DejaVuSans.ttf"  # comes with matplotlib; Latin, Greek, Cyrillic and more
 PAPER, INK, SOFT, RULE, FAILED = "#ffffff", "#1a1a1a", "#6b6b6b", "#dddddd", "#f0d9d9"

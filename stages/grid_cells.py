@@ -1,0 +1,208 @@
+"""Draw the pictures by which models are compared: every prompt at every size and seed.
+
+A picture that was drawn before, by any grid, is not drawn again. A kill costs two batches of
+pictures at most: the one being drawn and the one before it, which is written meanwhile.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from stages.comfy.workflow import read_workflow
+from stages.diffusion.crew import Crew, crew
+from stages.diffusion.device_errors import clear_device_errors
+from stages.drawing.cache import CellCache
+from stages.drawing.cell import Cell
+from stages.drawing.column import Column, plan_columns
+from stages.drawing.grid_params import GridParams
+from stages.drawing.manifest import MANIFEST, Manifest, publish, read_manifest
+from stages.harness.files import write_json
+from stages.harness.named import named_weights
+from stages.harness.params import load_params
+from stages.harness.paths import add_params_option, clear_errors
+from stages.harness.scratch import exclusive, replacing_folder, work_dir
+from stages.harness.threads import wait_politely
+from stages.images.known_hash import KnownHashes
+
+
+def run(
+    group: str, weights: dict[str, Path], config: Path, out: Path, report: Path, params: GridParams
+) -> None:
+    """Draw the cells of a group of models and publish them.
+
+    Args:
+        group: names the grid.
+        weights: by model; drawn one model after the other.
+        config: the diffusers folder that describes them all.
+        out: one folder per model, and cells.json; what an older grid there holds is not drawn
+            again.
+        report: counts, JSON.
+        params: the section `grid`.
+
+    Raises:
+        FileExistsError: if `out` holds something else than a grid.
+        ValueError: if not one cell could be drawn.
+    """
+    if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
+    hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
+    columns = plan_columns(weights, config, params, hashes, _engine_version(params))
+    cache = CellCache(work_dir("cells"))
+    with crew() as ours, _held_once(work_dir("grid") / group, ours):
+        if ours.rank == 0:
+            _adopt(out, columns, cache)
+        missing = {c.name: [cell for cell in c.cells if not cache.find(cell)] for c in columns}
+        missing = ours.gathered(missing)[0]  # others may have looked when some was drawn
+        if ours.rank == 0:
+            _say_plan(group, columns, missing)
+        failures = _draw(group, columns, missing, config, cache, params, ours)
+        failures = {k: v for part in ours.gathered(failures) for k, v in part.items()}
+        if ours.rank == 0:
+            _publish(group, columns, failures, cache, out, params)
+            drawn = {cell.address for cells in missing.values() for cell in cells}
+            write_json(report, _counts(columns, failures, len(drawn - failures.keys())))
+
+
+def _engine_version(params: GridParams) -> str | None:
+    """Name what draws; None is the code of this project."""
+    if params.engine == "comfyui":
+        return read_workflow(Path(params.comfyui.workflow)).version
+    return None
+
+
+@contextmanager
+def _held_once(folder: Path, ours: Crew) -> Iterator[None]:
+    """Hold the scratch for the whole crew; an orphan may still be drawing."""
+    if ours.rank:
+        yield
+    else:
+        with exclusive(folder):
+            yield
+
+
+def _adopt(out: Path, columns: Sequence[Column], cache: CellCache) -> None:
+    """Take in what an older grid holds, as one that came with `dvc pull`."""
+    if not (out / MANIFEST).is_file():
+        return
+    wanted = {cell.address: cell for column in columns for cell in column.cells}
+    for entry in read_manifest(out).entries:
+        if entry.file and entry.address in wanted:
+            cache.adopt(wanted[entry.address], out / entry.file)
+
+
+def _say_plan(group: str, columns: Sequence[Column], missing: dict[str, list[Cell]]) -> None:
+    total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
+    print(
+        f"grid {group}: {wanted:,} cells of {len(columns)} models, "
+        f"{wanted - total:,} drawn before, {total:,} to draw",
+        flush=True,
+    )
+
+
+def _draw(
+    group: str,
+    columns: Sequence[Column],
+    missing: dict[str, list[Cell]],
+    config: Path,
+    cache: CellCache,
+    params: GridParams,
+    ours: Crew,
+) -> dict[str, str]:
+    """Let the engine draw what is missing; tell by address why a cell failed."""
+    if not any(missing.values()):
+        return {}  # without an import of torch, which takes seconds
+    if params.engine == "comfyui":
+        from stages.comfy import engine as servers
+
+        return {} if ours.rank else servers.draw_missing(group, missing, cache, params.comfyui)
+    from stages.diffusion import engine
+
+    return engine.draw_missing(group, columns, missing, config, cache, ours)
+
+
+def _publish(
+    group: str,
+    columns: Sequence[Column],
+    failures: dict[str, str],
+    cache: CellCache,
+    out: Path,
+    params: GridParams,
+) -> None:
+    entries = [entry for column in columns for entry in column.entries(failures, params)]
+    if all(entry.failed for entry in entries):
+        raise ValueError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
+    settings = {
+        "negative_prompt": params.negative_prompt,
+        "sampler": params.sampler,
+        "steps": params.steps,
+        "guidance": params.guidance,
+        "clip_skip": params.clip_skip,
+        "dtype": params.dtype,
+        "batch_size": params.batch_size,
+        "compile": params.compile,
+        "vae_tile_px": params.vae_tile_px,
+        "engine": params.engine,
+        "drawing": columns[0].cells[0].drawing,
+    }
+    models = {column.name: column.sha256 for column in columns}
+    with replacing_folder(out, "*") as scratch:
+        cells = [cell for column in columns for cell in column.cells]
+        publish(scratch, Manifest(group, models, settings, entries), cache, cells)
+
+
+def _counts(columns: Sequence[Column], failures: dict[str, str], drawn: int) -> dict[str, Any]:
+    failed = {c.name: sum(cell.address in failures for cell in c.cells) for c in columns}
+    cells = sum(len(column.cells) for column in columns)
+    return {
+        "models": len(columns),
+        "cells": cells,
+        "drawn": drawn,
+        "reused": cells - drawn - sum(failed.values()),
+        "failed": sum(failed.values()),
+        "failed_by_model": {name: count for name, count in failed.items() if count},
+    }
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.grid_cells",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="NAME=FILE, or a folder of epoch_*.safetensors whose files give the names",
+    )
+    parser.add_argument("--group", required=True, metavar="NAME", help="what the grid is called")
+    for name, metavar, text in (
+        ("config", "DIR", "the diffusers folder that describes the models"),
+        ("out", "DIR", "comes to hold a folder of PNGs per model, and cells.json"),
+        ("report", "FILE", "counts, a JSON file"),
+    ):
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=text)
+    add_params_option(parser)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Run from the command line."""
+    wait_politely()
+    options = parse()
+    with clear_errors(), clear_device_errors():
+        run(
+            options.group,
+            named_weights(options.models),
+            options.config,
+            options.out,
+            options.report,
+            load_params("grid", GridParams, options.params),
+        )
+
+
+if __name__ == "__main__":
+    main()
