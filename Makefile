@@ -14,17 +14,23 @@ ARGS :=
 # For what is shared: which remote, and how closely to look at it.
 TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run test check profile pull push verify-remote verify faults base plots clean lock environment
+.PHONY: help run train-parallel compare test check profile pull push verify-remote resolve verify faults base plots clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-13s %s\n", n, $$0 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-14s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
 	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
+
+train-parallel: environment ## train the resolutions side by side, one per GPU (ARGS="--at-once 2")
+	@$(IN_VENV) python -m stages.train_parallel $(ARGS)
+
+compare: environment ## show what differs between two commits on one page (A=HEAD B=workspace)
+	@$(IN_VENV) python -m stages.compare --out .work/compare $(or $(A),HEAD) $(or $(B),workspace) $(ARGS)
 
 test: environment ## run all tests (ARGS="-k merge" for some)
 	@$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)

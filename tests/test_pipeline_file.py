@@ -309,10 +309,18 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         assert not packages & {"torch", "diffusers", "transformers"}
 
 
-def test_the_readme_draws_the_graph_as_dvc_does() -> None:
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md"])
+def test_pages_draw_the_graph_as_dvc_does(page: str) -> None:
     command = [sys.executable, "-m", "dvc", "dag", "--collapse-foreach-matrix", "--md"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert drawn.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert drawn.strip() in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_contributors_are_sent_to_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {word for word in re.findall(r"`([\w./-]+)`", text) if "/" in word}
+    named = {word for word in named if not re.search(r"VERB|NAME", word)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)
