@@ -38,6 +38,7 @@ from pathlib import Path
 from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import read_header
+from stages.diffusion.header_length import check_header_length
 from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
 from stages.diffusion.merge_files import (
     Merged,
@@ -155,6 +156,7 @@ def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    check_header_length(path)
     header = read_header(path)
     print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(header.tensors):,} tensors")
     parts: dict[str, Counter[str]] = {}

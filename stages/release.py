@@ -20,8 +20,10 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ from stages.diffusion.ancestry import Lineage, read_lineage
 from stages.diffusion.comparison import Reference
 from stages.diffusion.digests import TENSORS_HASH, digest_file
 from stages.diffusion.header import read_header
+from stages.diffusion.header_length import check_header_length
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
 from stages.diffusion.model import save_diffusers
 from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
@@ -41,7 +44,7 @@ from stages.diffusion.modelspec import (
     release_metadata,
     write_release,
 )
-from stages.diffusion.shares import ancestor_shares
+from stages.diffusion.shares import leaf_shares, merge_shares
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, sha256_file, write_json
 from stages.harness.params import load_named_params, load_params
@@ -129,15 +132,38 @@ def run(
     with replacing(path.with_suffix(".md")) as scratch:
         card = model_card(params, lineage, digests, ingredients, names, choice, counts, reference)
         scratch.write_text(card, encoding="utf-8")
-    shares = ancestor_shares(lineage)
     used = {
-        name: {"sha256": sha256, "licence": ingredients[name].licence, "weight": float(share)}
-        for sha256, share in shares.items()
-        if (name := names.get(sha256))
+        names[s]: {"sha256": s, "licence": ingredients[names[s]].licence}
+        for s in lineage.ancestors
+        if s in names
     }
     size = path.stat().st_size
-    write_json(report, {"name": params.name, "bytes": size, "ingredients": used, **asdict(digests)})
+    write_json(
+        report,
+        {
+            "name": params.name,
+            "bytes": size,
+            "ingredients": used,
+            "leaves": weights_by_title(leaf_shares(lineage), title),
+            "merges": weights_by_title(merge_shares(lineage), title),
+            **asdict(digests),
+        },
+    )
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
+
+
+def weights_by_title(
+    shares: Mapping[str, Fraction], title: Callable[[str], str]
+) -> dict[str, dict[str, str | float]]:
+    """Name shares for a report; where two files have one title, by their hashes, too."""
+    counts = Counter(map(title, shares))
+    return {
+        title(s) if counts[title(s)] == 1 else f"{title(s)}, {s[:10]}": {
+            "sha256": s,
+            "weight": float(share),
+        }
+        for s, share in shares.items()
+    }
 
 
 def lineage_of(path: Path, metadata: Mapping[str, str]) -> Lineage:
@@ -236,6 +262,7 @@ def verify(path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    check_header_length(path)
     metadata = read_header(path).metadata
     found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
     beside = path.parent / HASHES

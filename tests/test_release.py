@@ -186,7 +186,40 @@ def test_the_hashes_are_those_of_the_tools(winner: Path) -> None:
     assert report["auto_v3"] == sha256(content[header:]).hexdigest()[:12]
     assert report["crc32"] == f"{zlib.crc32(content):08x}"
     assert report["bytes"] == len(content)
-    assert report["ingredients"]["realistic"]["weight"] == 0.5
+
+
+def test_the_report_tells_leaves_from_the_merges_on_the_way(winner: Path) -> None:
+    release(winner)
+    report = json.loads((winner.parent / "release.json").read_text())
+    leaves = {name: leaf["weight"] for name, leaf in report["leaves"].items()}
+    assert leaves == {"512, epoch 40": 0.3, "realistic": 0.5, "general": 0.2}
+    assert {name: merge["weight"] for name, merge in report["merges"].items()} == {"hybrid": 0.6}
+    assert report["leaves"]["realistic"]["sha256"] == digest(winner.parent / "x.safetensors")
+    assert set(report["ingredients"]) == {"base-model", "realistic", "general"}
+    assert report["ingredients"]["base-model"]["licence"] == "Licence of base-model"
+
+
+def test_two_sources_of_one_title_are_both_in_the_report(winner: Path) -> None:
+    """Two epochs' worth of runs may be called alike; their weights must not fall together."""
+    known = ingredients(winner.parent)
+    files = [
+        write(winner.parent / folder / "same.safetensors", i + 20) for i, folder in enumerate("pq")
+    ]
+    for i, path in enumerate(files):
+        known[f"source_{i}"] = replace(known["general"], path=str(path))
+    trained = []
+    for i, path in enumerate(files):
+        parent = read_parent(path, read_header(path).metadata)
+        recipe = made_from({"kind": "train", "run": "512"}, {"base": parent})
+        trained.append(write(winner.parent / f"{i}.safetensors", i, {**recipe, "epoch": "40"}))
+    both = winner.parent / "both.safetensors"
+    merge_files(dict(zip("ab", trained, strict=True)), "0.25*a + 0.75*b", both, "float16")
+    run(both, winner.parent / "release", winner.parent / "release.json", PARAMS, known)
+    leaves = json.loads((winner.parent / "release.json").read_text())["leaves"]
+    expected = {
+        f"512, epoch 40, {digest(p)[:10]}": w for p, w in zip(trained, (0.25, 0.75), strict=True)
+    }
+    assert {name: leaf["weight"] for name, leaf in leaves.items()} == expected
 
 
 def test_the_same_inputs_give_the_same_bytes(winner: Path) -> None:

@@ -29,6 +29,27 @@ def ancestor_shares(lineage: Lineage) -> dict[str, Fraction]:
     return shares
 
 
+def leaf_shares(lineage: Lineage) -> dict[str, Fraction]:
+    """Multiply the merges out: the share of each ancestor that is no merge itself.
+
+    They sum to 1 where the weights of every merge do.
+    """
+    return {s: share for s, share in _present(lineage).items() if not _is_merge(lineage, s)}
+
+
+def merge_shares(lineage: Lineage) -> dict[str, Fraction]:
+    """Give the share of each merge on the way: what its own sources weigh, counted once more."""
+    return {s: share for s, share in _present(lineage).items() if _is_merge(lineage, s)}
+
+
+def _present(lineage: Lineage) -> dict[str, Fraction]:
+    return {s: share for s, share in ancestor_shares(lineage).items() if share}
+
+
+def _is_merge(lineage: Lineage, sha256: str) -> bool:
+    return (lineage.ancestors[sha256].recipe or {}).get("kind") == "merge"
+
+
 def _weights(recipe: Mapping[str, Any] | None) -> list[tuple[str, Fraction]]:
     """Give SHA-256 and share of each input of a merge; of anything else, none."""
     if not recipe or recipe.get("kind") != "merge":
