@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages.diffusion.ancestry import made_from, read_lineage, read_parent
+from stages.diffusion.evidence import Evidence
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_files import merge_files
@@ -30,7 +31,7 @@ from stages.diffusion.model import load_models, save_single_file, write_single_f
 from stages.diffusion.modelspec import ReleaseParams
 from stages.harness.files import write_json
 from stages.images.cells import Entry
-from stages.release import Evidence, main, run
+from stages.release import main, run
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
 
@@ -532,6 +533,20 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
         main(["verify", str(alone)])
     with pytest.raises(SystemExit, match=r"nothing\.safetensors: no such file"):
         main(["verify", str(tmp_path / "nothing.safetensors")])
+
+
+def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
+    winner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release(winner)
+    (path.parent / "hashes.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"hashes\.json: not readable as JSON"):
+        main(["verify", str(path)])
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    told = capsys.readouterr().out
+    assert "verify [-h] FILE" in told
+    assert "Raises" not in told
 
 
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:
