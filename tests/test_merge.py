@@ -729,6 +729,19 @@ def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
     assert "Merging 2 files" in capsys.readouterr().out
 
 
+def test_a_merge_tells_what_it_does_and_how_fast_and_warns_of_odd_weights(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    named = [f"{name}={path}" for name, path in abc(tmp_path).items()]
+    out = tmp_path / "out.safetensors"
+    main(["--expression", "a + 0.5*b + 0*c", *named, "--out", str(out)])
+    told = capfd.readouterr()
+    assert "Warning: merge expression 'a + 0.5*b + 0*c': the weights sum to 1.5" in told.err
+    for words in ("Merging 3 files", "0.5 b = ", "It takes about 1 s.", "MB/s read and written"):
+        assert words in told.out
+    assert torch.equal(load_file(out)[KEY], (A + 0.5 * B).half())
+
+
 def test_a_recipe_s_inputs_have_any_names(tmp_path: Path) -> None:
     files = abc(tmp_path)
     recipe: dict[str, Any] = {
