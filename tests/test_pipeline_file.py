@@ -245,6 +245,13 @@ def test_each_merge_depends_on_all_inputs_of_its_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_the_release_depends_on_every_ingredient_that_it_hashes(path: Path) -> None:
+    ingredients = yaml.safe_load(path.read_text("utf-8"))["ingredients"]
+    wanted = {f"${{ingredients.{name}.path}}" for name in ingredients}
+    assert {dep for dep in GROUPS["release"]["deps"] if dep.startswith("${ing")} == wanted
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
 def test_each_grid_has_a_sheet_and_scores(path: Path) -> None:
     params = yaml.safe_load(path.read_text("utf-8"))
     wanted = {f"train_{run}" for run in params["train"]}
