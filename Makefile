@@ -14,7 +14,7 @@ ARGS :=
 # For what is shared: which remote, and how closely to look at it.
 TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run test check profile pull push verify-remote base clean lock environment
+.PHONY: help run test check profile pull push verify-remote resolve base clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,6 +22,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-13s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
+	@$(IN_VENV) python -m stages.resolve --check
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
 
@@ -61,6 +62,9 @@ push: environment ## upload outs and runs; mend what the remote lost (REMOTE=nam
 
 verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
 	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lock together
+	@$(IN_VENV) python -m stages.resolve
 
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.
