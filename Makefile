@@ -22,6 +22,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-14s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
+	@$(IN_VENV) python -m stages.resolve --check
 	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
@@ -68,6 +69,9 @@ push: environment ## upload outs and runs; mend what the remote lost (REMOTE=nam
 
 verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
 	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lock together
+	@$(IN_VENV) python -m stages.resolve
 
 verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
 	@$(IN_VENV) python -m stages.verify_cache

@@ -95,7 +95,7 @@ class Command:
         self.process.wait(LIMIT_S)
         self._reader.join()
         if self.process.returncode:
-            raise FaultError(f"{self.process.args}: {''.join(self.lines)[-4000:]}")
+            raise FaultError(f"{self.process.args!r}: {''.join(self.lines)[-4000:]}")
 
 
 def environment() -> dict[str, str]:
