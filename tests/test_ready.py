@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from stages import ready
+from stages.harness.cache_folder import cache_folder
 from stages.harness.lock_file import HEADER, entries, is_whole, mend_lock_file
 from stages.harness.processes import dvc_at_work, orphans
 from tests.imports import ROOT
@@ -169,6 +170,23 @@ def test_a_number_that_another_program_has_by_now_blocks_nothing(tree: Path) -> 
     assert dvc_at_work(tree) is None
     ready.run(tree)
     assert not (tree / ".dvc/tmp/rwlock").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "local", "wanted"),
+    [
+        ("", "", ".dvc/cache"),
+        ("[core]\nanalytics = false\n[cache]\ntype = hardlink\n", "", ".dvc/cache"),
+        ("[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
+        ("[cache]\ndir = ../shared\n", "[cache]\n    dir = /own/100%\n", "/own/100%"),
+    ],
+)
+def test_the_cache_is_where_dvc_s_config_says(
+    tree: Path, config: str, local: str, wanted: str
+) -> None:
+    (tree / ".dvc/config").write_text(config)
+    (tree / ".dvc/config.local").write_text(local)
+    assert cache_folder(tree) == tree / wanted
 
 
 WHOLE = (ROOT / "dvc.lock").read_text("utf-8")
