@@ -14,7 +14,7 @@ ARGS :=
 # For what is shared: which remote, and how closely to look at it.
 TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run test check profile pull push verify-remote verify faults base clean lock environment
+.PHONY: help run test check profile pull push verify-remote resolve verify faults base clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -62,6 +62,9 @@ push: environment ## upload outs and runs; mend what the remote lost (REMOTE=nam
 
 verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
 	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lock together
+	@$(IN_VENV) python -m stages.resolve
 
 verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
 	@$(IN_VENV) python -m stages.verify_cache

@@ -11,6 +11,7 @@ it. By itself DVC accepts a changed one, and does not push again what it believe
 import argparse
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import get_args
 
 from aiohttp import ClientPayloadError
@@ -22,6 +23,7 @@ from dvc_objects.errors import ObjectFormatError
 
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
+from stages.storage.conflict import refuse_unresolved
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
 from stages.storage.repair import repair
@@ -144,6 +146,7 @@ def run(options: argparse.Namespace) -> None:
         ValueError: if it cannot be done; DVC's errors are turned into it.
         OSError: if the remote fails.
     """
+    refuse_unresolved(Path())
     try:
         with Repo() as repo:
             place = open_place(repo, options.remote)

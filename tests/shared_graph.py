@@ -1,6 +1,7 @@
 """A small DVC repository of plain commands, to share through a remote."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -47,6 +48,7 @@ class SharedGraph:
         (self.folder / "dvc.yaml").write_text(yaml.safe_dump(GRAPH, sort_keys=False), "utf-8")
         self.set_params(leaves=1, counting="bytes")
         (self.folder / ".gitignore").write_text("/ran\n", "utf-8")
+        shutil.copyfile(ROOT / ".gitattributes", self.folder / ".gitattributes")
         self.git("init", "--quiet", "--initial-branch=main")
         self.call("dvc", "init", "--quiet")
         self.call("dvc", "repro", "--quiet")

@@ -69,17 +69,17 @@ def bytes_below(folder: Path) -> int:
 @contextmanager
 def disk(folder: Path, size: int) -> Iterator[None]:
     """Mount a disk of so many bytes on a folder."""
-    mount = [*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", folder]
+    mount = [*AS_ROOT, "mount", "-t", "tmpfs", "-o", f"size={size},mode=777", "tmpfs", str(folder)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("to fill a disk one must mount it, as root or by sudo")
     try:
         yield
     finally:
-        subprocess.run([*AS_ROOT, "umount", "--lazy", folder], check=True)
+        subprocess.run([*AS_ROOT, "umount", "--lazy", str(folder)], check=True)
 
 
 def resize(folder: Path, size: int) -> None:
-    remount = ["mount", "-o", f"remount,size={size}", folder]
+    remount = ["mount", "-o", f"remount,size={size}", str(folder)]
     subprocess.run([*AS_ROOT, *remount], check=True)
 
 

@@ -238,12 +238,12 @@ def test_an_entry_with_half_a_hash_is_not_whole() -> None:
     assert not is_whole(HEADER + entry[:place] + "\n")
 
 
-def test_a_merge_conflict_in_the_lock_file_is_named_with_the_way_out(tmp_path: Path) -> None:
-    path = tmp_path / "dvc.lock"
+def test_a_merge_conflict_is_named_with_the_way_out_and_left_alone(tree: Path) -> None:
+    path = tree / "dvc.lock"
     text = HEADER + f"<<<<<<< HEAD\n{entries(WHOLE)[NAMES[0]]}=======\n>>>>>>> theirs\n"
     path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=r"git checkout --ours dvc\.lock"):
-        mend_lock_file(path)
+    with pytest.raises(ValueError, match="make resolve"):
+        ready.run(tree)
     assert path.read_text("utf-8") == text
 
 
