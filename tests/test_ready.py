@@ -111,27 +111,31 @@ def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> No
         assert [process.pid for process in orphans(other)] == [stage.pid]
 
 
-def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
-    """Nor are the processes that it starts."""
-    env = {**os.environ, "DVC_STAGE": "train@64", "DVC_ROOT": str(tree)}
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
-    program = f"import subprocess; subprocess.run({command}, env={env!r})"
-    (tree / "dvc").write_text(program)
-    # to be told by its command, as the real one
-    dvc = subprocess.Popen([sys.executable, str(tree / "dvc"), "repro"], stdout=subprocess.PIPE)
+@contextmanager
+def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program that is told by its command to be DVC, until it is there."""
+    (tree / "dvc").write_text(f"{program}\nimport time; print(flush=True); time.sleep(60)")
+    process = subprocess.Popen([sys.executable, tree / "dvc", "repro"], stdout=subprocess.PIPE)
     try:
-        assert dvc.stdout
-        dvc.stdout.readline()
-        dvc.stdout.close()
+        assert process.stdout
+        with process.stdout:
+            process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
+    env = {**os.environ, "DVC_STAGE": "train@64", "DVC_ROOT": str(tree)}
+    start = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={env!r}, stdout=-3)"
+    with living_dvc(tree, f"import subprocess, sys; {start}") as dvc:
         assert orphans(tree) == []
         dvc.kill()
         dvc.wait()
         assert len(orphans(tree)) == 1
         ready.run(tree)
         assert orphans(tree) == []
-    finally:
-        dvc.kill()
-        dvc.wait()
 
 
 @pytest.mark.parametrize("lock", ["lock", "rwlock"])
@@ -139,21 +143,16 @@ def test_a_dvc_at_work_is_named_and_nothing_is_touched(
     tree: Path, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     monkeypatch.setattr(ready, "SOON_S", 0.1)
-    (tree / "dvc").write_text(SLEEP)
-    dvc = subprocess.Popen([sys.executable, str(tree / "dvc"), "repro"])
     (tree / "dvc.lock").write_text("schema")
-    info = {"pid": dvc.pid, "cmd": "dvc repro"}
-    holders = {"lock": f" {dvc.pid}\n", "rwlock": json.dumps({"write": {"/out": info}})}
-    (tree / ".dvc/tmp" / lock).write_text(holders[lock])
-    try:
+    with living_dvc(tree) as dvc:
+        info = {"pid": dvc.pid, "cmd": "dvc repro"}
+        holders = {"lock": f" {dvc.pid}\n", "rwlock": json.dumps({"write": {"/out": info}})}
+        (tree / ".dvc/tmp" / lock).write_text(holders[lock])
         with pytest.raises(BlockingIOError, match=rf"process {dvc.pid} .*\n  kill {dvc.pid}"):
             ready.run(tree)
         assert (tree / "dvc.lock").read_text() == "schema"
-    finally:
-        dvc.kill()
-        dvc.wait()
     ready.run(tree)
-    assert not (tree / "dvc.lock").read_text().startswith("schema\n")
+    assert (tree / "dvc.lock").read_text() == HEADER
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/out": {"pid": ', '{"write": {}}'])
