@@ -45,6 +45,10 @@ Path("child").write_text(str(child.pid))
 Path("listens").touch()
 time.sleep(60)
 """
+HOLD = (
+    "import fcntl, os; lock = open('.dvc/tmp/lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
+    "lock.write(str(os.getpid())); lock.flush()"
+)
 
 
 @contextmanager
@@ -115,7 +119,8 @@ def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> No
 def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program that is told by its command to be DVC, until it is there."""
     (tree / "dvc").write_text(f"{program}\nimport time; print(flush=True); time.sleep(60)")
-    process = subprocess.Popen([sys.executable, tree / "dvc", "repro"], stdout=subprocess.PIPE)
+    command = [sys.executable, tree / "dvc", "repro"]
+    process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE)
     try:
         assert process.stdout
         with process.stdout:
@@ -144,15 +149,22 @@ def test_a_dvc_at_work_is_named_and_nothing_is_touched(
 ) -> None:
     monkeypatch.setattr(ready, "SOON_S", 0.1)
     (tree / "dvc.lock").write_text("schema")
-    with living_dvc(tree) as dvc:
-        info = {"pid": dvc.pid, "cmd": "dvc repro"}
-        holders = {"lock": f" {dvc.pid}\n", "rwlock": json.dumps({"write": {"/out": info}})}
-        (tree / ".dvc/tmp" / lock).write_text(holders[lock])
+    with living_dvc(tree, HOLD if lock == "lock" else "") as dvc:
+        if lock == "rwlock":
+            info = {"pid": dvc.pid, "cmd": "dvc repro"}
+            (tree / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"/out": info}}))
         with pytest.raises(BlockingIOError, match=rf"process {dvc.pid} .*\n  kill {dvc.pid}"):
             ready.run(tree)
         assert (tree / "dvc.lock").read_text() == "schema"
     ready.run(tree)
     assert (tree / "dvc.lock").read_text() == HEADER
+
+
+def test_a_dvc_that_let_go_of_its_lock_blocks_nothing(tree: Path) -> None:
+    """As the worker of a queue, which lives long and works in trees of its own."""
+    with living_dvc(tree, f"{HOLD}; lock.close()") as dvc:
+        assert str(dvc.pid) in (tree / ".dvc/tmp/lock").read_text()
+        assert dvc_at_work(tree) is None
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/out": {"pid": ', '{"write": {}}'])
