@@ -119,7 +119,7 @@ def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> No
 def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[bytes]"]:
     """Run a program that is told by its command to be DVC, until it is there."""
     (tree / "dvc").write_text(f"{program}\nimport time; print(flush=True); time.sleep(60)")
-    command = [sys.executable, tree / "dvc", "repro"]
+    command = [sys.executable, str(tree / "dvc"), "repro"]
     process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE)
     try:
         assert process.stdout
