@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from stages.compare import run
-from stages.images.cells import Entry
+from stages.drawing.manifest import Entry
 from tests.browser import headless, listen
 from tests.imports import ROOT
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.images.cells import Entry, Manifest, read_manifest
+from stages.drawing.manifest import Entry, Manifest, read_manifest
 from stages.page.findings import Run, read_findings
 
 CELLS = Path("reports/cells")
