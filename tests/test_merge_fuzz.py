@@ -23,7 +23,7 @@ from stages.diffusion.merge_text import format_sum
 KEY = "model.diffusion_model.out.2.weight"
 VALUES = {"a": Fraction(2, 7), "b": Fraction(-3), "c": Fraction(11, 5), "vodka_v": Fraction(1, 13)}
 often = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 # Expressions
