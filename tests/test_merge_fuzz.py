@@ -49,6 +49,7 @@ sums = st.recursive(st.sampled_from(list(VALUES)), combined, max_leaves=12)
 
 
 @given(sums)
+@settings(deadline=None)
 def test_a_sum_means_what_python_s_own_arithmetic_makes_of_it(text: str) -> None:
     weights = parse_expression(text)
     found = sum((weight * VALUES[str(name)] for name, weight in weights.items()), Fraction())
