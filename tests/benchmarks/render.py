@@ -255,7 +255,8 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     run.mkdir(parents=True)
     (run / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     words = f"stages.grid_cells model={bench.weights} --group timed --config {bench.config}"
-    words += f" --out {run}/cells --report {run}/report.json --params {run}/params.yaml"
+    words += f" --out {run}/cells --report {run}/report.json --drawn {run}/drawn.json"
+    words += f" --params {run}/params.yaml"
     environment = {**os.environ, "DVC_ROOT": str(run)}
     started = time.perf_counter()
     done = subprocess.run(
@@ -264,7 +265,7 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    cells = json.loads((run / "report.json").read_text(encoding="utf-8"))["drawn"]
+    cells = json.loads((run / "drawn.json").read_text(encoding="utf-8"))["drawn"]
     ends = [line for line in done.stderr.splitlines() if line.endswith("/s") and " in " in line]
     return seconds, cells, sum(float(line.split(", ")[-1].removesuffix("/s")) for line in ends)
 
