@@ -21,7 +21,7 @@ from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
 from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
-from stages.images.fetch import DownloadParams
+from stages.images.download_params import DownloadParams
 from stages.midjourney.reject import FilterParams
 from stages.report import ReportParams
 from stages.split import SplitParams
