@@ -11,8 +11,10 @@ INSTALLED := $(VENV)/requirements.installed
 # The first of these that is Python 3.11 or newer makes the environment; `make run PYTHON=…` names another.
 PYTHON ?= python3.13 python3.12 python3.11 python3
 ARGS :=
+# For what is shared: which remote, and how closely to look at it.
+TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run train-parallel compare test check profile base plots clean lock environment
+.PHONY: help run train-parallel compare test check profile pull push verify-remote resolve verify faults base plots clean lock environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -20,6 +22,8 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-14s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
+	@$(IN_VENV) python -m stages.resolve --check
+	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
 
@@ -56,6 +60,25 @@ profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 d
 	echo "params.yaml is now profiles/$(NAME).yaml."; \
 	if grep -n "to be filled in" params.yaml; then echo "Fill in these lines and put your files in place (README, Use it). Then: make run"; \
 	else echo "Next: make run"; fi
+
+pull: environment ## fetch the finished recipe from the remote, hash it, put it in place (REMOTE=name)
+	@$(IN_VENV) python -m stages.share pull $(TO_SHARE)
+
+push: environment ## upload outs and runs; mend what the remote lost (REMOTE=name; VERIFY=content reads all)
+	@$(IN_VENV) python -m stages.share push $(TO_SHARE)
+
+verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
+	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lock together
+	@$(IN_VENV) python -m stages.resolve
+
+verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
+	@$(IN_VENV) python -m stages.verify_cache
+
+faults: environment ## kill the recipe at random moments, 20 rounds (ROUNDS=n), then its two longest stages (KILLS=200)
+	@$(IN_VENV) python -m tests.benchmarks.fault_rounds $(if $(ROUNDS),--rounds $(ROUNDS))
+	@$(if $(KILLS),$(IN_VENV) python -m tests.benchmarks.faults --kills $(KILLS))
 
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.

@@ -6,81 +6,56 @@
   python -m stages.merge inspect FILE
 
 The first two say what to do; the third takes `expression` and `dtype` from the params, as the
-graph does; the last shows what a file holds and was made of. Instead of a file, an input may be
-another recipe, as in a=recipe:merge.mixes.hybrid: both are then computed as one sum.
+graph does, and without files the `inputs`, too; the last shows what a file holds and was made of.
+Instead of a file, an input may be another recipe, as in a=recipe:merge.mixes.hybrid: both are then
+computed as one sum.
 
-`0.5*a + 0.5*b` is a mix,
-`a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers, + - * / and parentheses
-make an expression, and these methods, whose arguments may be expressions again:
+`0.5*a + 0.5*b` is a mix, `a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers,
++ - * / and parentheses make an expression, and these methods, whose arguments may be expressions
+again; what has a value here may be left out:
 
-  slerp(a, b, t)                    along an arc, t from 0 to 1
-  train_difference(a, b, c, scale)  what b learned since c, most where a lacks it
-  ties(base, [a, b], keep, scale)   differences from base that agree; keep 0.2 of each
-  dare(base, a, keep, seed)         a random share of a's difference, enlarged to match
-  model_stock(base, [a, b])         towards the mean as far as the differences point one way
-  similarity(a, b, bias)            a where both are alike, b where they are not
-  mbw(a, b, [26 numbers] or NAME)   b's weight by block: BASE, IN00-11, M00, OUT00-11;
-                                    names: GRAD_V, GRAD_A, FLAT_25, FLAT_50, FLAT_75
-  parts(rest, unet=, text_encoder=, vae=)   another expression for a part: vae=x bakes x's in
+  slerp(a, b, t)                           along an arc, t from 0 to 1
+  train_difference(a, b, c, scale=1)       what b learned since c, most where a lacks it
+  ties(base, [a, b], keep=0.2, scale=1)    differences from base that agree; keep a fifth of each
+  dare(base, a, keep, seed=0)              a random share of a's difference, enlarged to match
+  model_stock(base, [a, b])                towards the mean as far as the differences point one way
+  similarity(a, b, bias=0)                 a where both are alike, b where they are not
+  mbw(a, b, [26 numbers] or NAME)          b's weight by block: BASE, IN00-11, M00, OUT00-11;
+                                           names: GRAD_V, GRAD_A, FLAT_25, FLAT_50, FLAT_75
+  parts(rest, unet=, text_encoder=, vae=)  another expression for a part: vae=x bakes x's in
 """
 
 import argparse
 import errno
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 
-from stages.diffusion.ancestry import read_lineage
-from stages.diffusion.expression import (
-    NAME,
-    Call,
-    format_sum,
-    format_weight,
-    model_weights,
-    parse_expression,
-    substituted,
-)
-from stages.diffusion.header import read_header
-from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
+from stages.diffusion.expression import parse_expression
+from stages.diffusion.inspection import described
+from stages.diffusion.merge_blocks import meanings, sum_warning
 from stages.diffusion.merge_files import (
-    Dtype,
     Merged,
     check_files,
     check_out,
     merge_files,
     plan_file,
 )
-from stages.diffusion.merge_source import peculiarities
+from stages.diffusion.merge_recipe import Recipe, flattened
+from stages.diffusion.merge_terms import Call, model_weights
+from stages.diffusion.merge_text import format_sum, format_weight
+from stages.diffusion.merge_tokens import NAME
 from stages.diffusion.writing import free_bytes
 from stages.harness.file_command import file_command
 from stages.harness.files import write_json
-from stages.harness.params import Params, load_params
+from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
 METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
-SHOWN_CHARS = 200  # of a metadata value
-RECIPE_PREFIX = "recipe:"
-Inputs = dict[str, Path]
 READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe(Params):
-    """One mix in the params."""
-
-    expression: str  # of names, as in 0.6*vodka + 0.2*x + 0.2*y
-    dtype: Dtype  # of the file; float32 for what is merged again
-    # name: file, or recipe:SECTION for another recipe; a command line may say it
-    inputs: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        """Check the expression before any file is looked at."""
-        parse_expression(self.expression)
 
 
 def run(
@@ -173,68 +148,8 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
 
 def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    header = read_header(path)
-    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(header.tensors):,} tensors")
-    parts: dict[str, Counter[str]] = {}
-    for key, entry in header.tensors.items():
-        parts.setdefault(part_of(key) or "other", Counter())[entry.dtype] += prod(entry.shape)
-    for part, dtypes in parts.items():
-        kinds = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.items())
-        print(f"  {part:<13} {kinds}")
-    for note in peculiarities(header.tensors):
-        print(f"  {note}")
-    lineage = read_lineage(header.metadata)
-    if lineage.recipe:
-        made = lineage.recipe.get("expression") or lineage.recipe.get("run")
-        print(f"made by {lineage.recipe['kind']}: {made}")
-    for name, sha256 in lineage.inputs().items():
-        print(f"  {name} = {lineage.title(sha256)}, SHA-256 {sha256}")
-    others = set(lineage.ancestors) - set(lineage.inputs().values())
-    if others:
-        print(f"  and {len(others)} ancestors before these:")
-        for sha256 in sorted(others, key=lineage.title):
-            print(f"    {lineage.title(sha256)}, SHA-256 {sha256}")
-    print("metadata:" if header.metadata else "no metadata")
-    for key, value in header.metadata.items():
-        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
-        print(f"  {key}: {shown}")
-
-
-def flattened(
-    recipe: Recipe, inputs: Mapping[str, str], params: Path, above: tuple[str, ...] = ()
-) -> tuple[Recipe, Inputs]:
-    """Put recipes in the place of inputs that name one: all is then merged in one pass.
-
-    Args:
-        recipe: whose inputs may be `recipe:SECTION`, and theirs too.
-        inputs: file or recipe by name.
-        params: the file that holds the sections.
-        above: sections whose inputs these are.
-
-    Returns:
-        One recipe of files. A file that two recipes name has one name.
-
-    Raises:
-        ValueError: if a recipe is made of itself.
-    """
-    recipes = {n: v.removeprefix(RECIPE_PREFIX) for n, v in inputs.items() if _is_recipe(v)}
-    files: Inputs = {name: Path(v) for name, v in inputs.items() if not _is_recipe(v)}
-    inner: dict[str, str] = {}
-    for name, section in recipes.items():
-        if section in above:
-            raise ValueError(f"{params}: {section} is made of itself: {' <- '.join(above)}")
-        below = load_params(section, Recipe, params)
-        below, leaves = flattened(below, below.inputs, params, (*above, section))
-        renamed = {}
-        for leaf, path in leaves.items():
-            same = [known for known, other in files.items() if other == path]
-            renamed[leaf] = same[0] if same else _free(f"{name}_{leaf}", {*files, *inputs})
-            files[renamed[leaf]] = path
-        inner[name] = substituted(below.expression, renamed, brackets=False)
-    text = substituted(recipe.expression, inner)
-    return Recipe(expression=text, dtype=recipe.dtype), files
+    for line in described(path):
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -253,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             recipe = Recipe(expression=options.expression, dtype="float16")
         if options.dtype:
             recipe = replace(recipe, dtype=options.dtype)
-        recipe, inputs = flattened(recipe, {**recipe.inputs, **given}, options.params)
+        recipe, inputs = flattened(recipe, given or recipe.files(), options.params)
         if options.dry_run:
             dry_run(recipe, inputs, options.out)
             return
@@ -263,17 +178,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if options.report:
             write_json(options.report, _report(recipe, merged))
-
-
-def _is_recipe(value: str) -> bool:
-    return value.startswith(RECIPE_PREFIX)
-
-
-def _free(name: str, taken: set[str]) -> str:
-    """Change a name until nobody has it."""
-    while name in taken:
-        name += "_"
-    return name
 
 
 def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
@@ -313,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="*",
         metavar="NAME=FILE",
-        help="a safetensors file for each name (default: the recipe's `inputs`)",
+        help="a safetensors file for each name; without any, the recipe's own `inputs`",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="the safetensors file to write"

@@ -1,64 +1,56 @@
-"""A stand-in for ComfyUI servers: their protocol over real sockets, pictures of one colour.
+"""A stand-in for ComfyUI servers: what a real one said, over real sockets, to other graphs.
 
-It follows ComfyUI as files of github.com/Comfy-Org/ComfyUI read, each at a commit of its own:
+`tests/comfy_recording.jsonl` holds what ComfyUI 0.3.64 said to this project's client, request by
+request and message by message (`tests/record_comfy.py` recorded it). Here it is said again, with
+the ids, files and graphs of now in the place of those of then; pictures are of one colour, and no
+model is run.
 
-  server.py 002c3fb9                    routes, status codes, binary frames, the hello of a socket
-  execution.py 04e2a914                 order and fields of messages, a refused graph, the history
-  main.py 02018c7e                      the history comes before `executing` with no node
-  nodes.py 02217e36                     how a loader lists its checkpoints, what SaveImage tells
-  comfy_execution/progress.py 1b71f275  `progress_state`
-
-It was written from these, not recorded from a run, and it runs no model. What other versions do
-was not read; of them it has only what would matter to us: see `old` and `combo` of `Habits`.
+Beyond the recording go the faults of `Habits`, and two habits of other versions, which were read,
+not recorded: see `old` and `combo`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
-import struct
+import json
 import threading
-import time
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from aiohttp import WSMsgType, web
 from PIL import Image
 
-QUEUE = {"status": {"exec_info": {"queue_remaining": 1}}}
+from tests.record_comfy import RECORDING
+
 HISTORY_LAG_S = 0.03  # between saying that it has finished and knowing it
-OUT_OF_MEMORY = "Allocation on device \nThis error means you ran out of memory.\n\nTIPS: draw less"
-REFUSED = {
-    "error": {
-        "type": "prompt_outputs_failed_validation",
-        "message": "Prompt outputs failed validation",
-        "details": "",
-        "extra_info": {},
-    },
-    "node_errors": {
-        "checkpoint": {
-            "errors": [
-                {
-                    "type": "value_not_in_list",
-                    "message": "Value not in list",
-                    "details": "ckpt_name: 'gone.safetensors' not in []",
-                    "extra_info": {"input_name": "ckpt_name", "received_value": "gone.safetensors"},
-                }
-            ],
-            "dependent_outputs": ["picture"],
-            "class_type": "CheckpointLoaderSimple",
-        }
-    },
-}
-UNKNOWN_NODE = {
-    "error": {
-        "type": "missing_node_type",
-        "message": "Node 'Sampler9000' not found. The custom node may not be installed.",
-        "details": "Node ID '#sampled'",
-        "extra_info": {"node_id": "sampled", "class_type": "Sampler9000", "node_title": None},
-    },
-    "node_errors": {},
-}
+LOADER = "/object_info/CheckpointLoaderSimple"
+Line = dict[str, Any]  # of the recording
+
+
+@cache
+def recorded(case: str) -> list[Line]:
+    """List what was said in one case, in order."""
+    with RECORDING.open(encoding="utf-8") as file:
+        lines = [json.loads(text) for text in file]
+    found = [line for line in lines[1:] if line["case"] == case]
+    assert found, f"{RECORDING}: no case {case!r}"
+    return found
+
+
+def recorded_answer(case: str, request: str) -> Line:
+    """Find the last line of a case about a request that begins so."""
+    return [line for line in recorded(case) if line.get("request", "").startswith(request)][-1]
+
+
+def retold(line: Any, now: dict[str, str]) -> Any:
+    """Say something again with the names of now in the place of those of then."""
+    text = json.dumps(line)
+    for then, name in now.items():
+        text = text.replace(then, name)
+    return json.loads(text)
 
 
 @dataclass
@@ -68,8 +60,8 @@ class Habits:
     checkpoints: list[str]
     dies_after: int | None = None  # pictures; then every connection breaks
     hangs: bool = False  # takes graphs, and never runs them
-    refuses: dict[str, Any] | None = None  # the body of its 400
-    fails_on: str = ""  # a prompt on which its sampler runs out of memory
+    refuses: str = ""  # every graph, as in this case of the recording
+    fails_on: str = ""  # a prompt on which it cannot load the checkpoint
     interrupted_on: str = ""  # a prompt on which somebody presses its cross
     loses: bool = False  # the files that it saved
     cuts: bool = False  # the files that it sends
@@ -100,7 +92,7 @@ class FakeComfy:
 
         async def serve() -> None:
             app = web.Application()
-            app.router.add_get("/object_info/CheckpointLoaderSimple", self._info)
+            app.router.add_get(LOADER, self._info)
             app.router.add_get("/ws", self._socket)
             app.router.add_post("/prompt", self._prompt)
             app.router.add_get("/history/{id}", self._told)
@@ -146,11 +138,14 @@ class FakeComfy:
 
     async def _info(self, request: web.Request) -> web.Response:
         self._alive(request)
+        answer = retold(recorded_answer("connect", f"GET {LOADER}")["answer"], {})
+        required = answer["CheckpointLoaderSimple"]["input"]["required"]
         names = self.habits.checkpoints
-        tip = {"tooltip": "The name of the checkpoint (model) to load."}
-        described = ["COMBO", {"options": names}] if self.habits.combo else [names, tip]
-        inputs = {"required": {"ckpt_name": described}}
-        return web.json_response({"CheckpointLoaderSimple": {"input": inputs}})
+        if self.habits.combo:
+            required["ckpt_name"] = ["COMBO", {"options": names}]
+        else:
+            required["ckpt_name"][0] = names
+        return web.json_response(answer)
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         self._alive(request)
@@ -158,7 +153,9 @@ class FakeComfy:
         await socket.prepare(request)
         client = request.query["clientId"]
         self._sockets[client] = socket
-        await socket.send_json({"type": "status", "data": {**QUEUE, "sid": client}})
+        hello = next(line["message"] for line in recorded("drawn") if "sid" in str(line))
+        hello["data"]["sid"] = client
+        await socket.send_json(hello)
         if self._running == client:  # it comes back in the middle; the message names no graph
             await socket.send_json({"type": "executing", "data": {"node": "sampled"}})
         async for message in socket:
@@ -170,96 +167,68 @@ class FakeComfy:
         self._alive(request)
         body = await request.json()
         if self.habits.refuses:
-            return web.json_response(self.habits.refuses, status=400)
-        prompt_id = "chosen-by-the-server" if self.habits.old else body["prompt_id"]
+            refusal = recorded_answer(self.habits.refuses, "POST /prompt")
+            return web.json_response(refusal["answer"], status=refusal["status"])
+        case = self._case(body["prompt"])
+        then = recorded_answer(case, "POST /prompt")
+        prompt_id = body["prompt_id"]
         if self.habits.old:
-            prompt_id += str(len(self.graphs))
+            prompt_id = f"chosen-by-the-server{len(self.graphs)}"
         self.graphs.append(body["prompt"])
-        task = asyncio.create_task(self._run(body["prompt"], prompt_id, body["client_id"]))
-        self._tasks.add(task)
-        return web.json_response({"prompt_id": prompt_id, "number": 1, "node_errors": {}})
+        now = {then["body"]["prompt_id"]: prompt_id, then["body"]["client_id"]: body["client_id"]}
+        run = self._run(case, body["prompt"], prompt_id, body["client_id"], now)
+        self._tasks.add(asyncio.create_task(run))
+        return web.json_response(retold(then["answer"], now))
 
-    async def _say(self, client: str, kind: str, **data: Any) -> None:
-        socket = self._sockets.get(client)
-        if socket and not socket.closed and not self.habits.silent:
-            await socket.send_json({"type": kind, "data": data})
+    def _case(self, graph: dict[str, Any]) -> str:
+        """Choose what happens to a graph."""
+        text = graph["positive"]["inputs"]["text"]
+        if self.habits.interrupted_on and self.habits.interrupted_on in text:
+            return "interrupted"
+        if self.habits.fails_on and self.habits.fails_on in text:
+            return "failed"
+        return "drawn_next" if self.graphs else "drawn"
 
-    async def _run(self, graph: dict[str, Any], prompt_id: str, client: str) -> None:
+    async def _run(
+        self, case: str, graph: dict[str, Any], prompt_id: str, client: str, now: dict[str, str]
+    ) -> None:
+        """Say again what was said while a graph ran, and know afterwards what was known."""
         if self.habits.hangs:
             return
         self._running = client
         if self.habits.drops_socket:
             await self._sockets[client].close()
-        said: list[tuple[str, dict[str, Any]]] = []  # what the history keeps of the messages
-        known = {"prompt_id": prompt_id}
-
-        async def note(kind: str, **data: Any) -> None:
-            data |= {**known, "timestamp": int(time.time() * 1000)}
-            said.append((kind, data))
-            await self._say(client, kind, **data)
-
-        await self._say(client, "status", **QUEUE)
-        await note("execution_start")
-        await note("execution_cached", nodes=["checkpoint"])
-        await self._sample(prompt_id, client)
-        failure = self._failure(graph)
-        outputs: dict[str, Any] = {}
-        if failure:
-            await note(failure[0], node_id="sampled", node_type="KSampler", **failure[1])
-        else:
-            file = self._save(graph)
+        if case.startswith("drawn"):
+            then = _saved(recorded_answer(case, "GET /history")["answer"])
+            now |= {then: self._save(graph)}
             if self._is_dead():
                 await self._die()
                 return
-            outputs = {"picture": {"images": [file]}}
-            node = {"node": "picture", "display_node": "picture"}
-            await self._say(client, "executed", **node, output=outputs["picture"], **known)
-            await note("execution_success")
-        await asyncio.sleep(HISTORY_LAG_S)
-        word = "error" if failure else "success"
-        self._history[prompt_id] = {
-            "prompt": [1, prompt_id, graph, {"client_id": client}, ["picture"]],
-            "outputs": outputs,
-            "status": {"status_str": word, "completed": not failure, "messages": said},
-            "meta": {},
-        }
-        self._running = ""
-        await self._say(client, "status", **QUEUE)
-        await self._say(client, "executing", node=None, **known)
-
-    async def _sample(self, prompt_id: str, client: str) -> None:
-        known = {"prompt_id": prompt_id}
-        await self._say(client, "executing", node="sampled", display_node="sampled", **known)
-        state = {"node_id": "sampled", "state": "running", "value": 0.0, "max": 1.0, **known}
-        await self._say(client, "progress_state", nodes={"sampled": state}, **known)
-        await self._say(client, "progress", value=1, max=2, node="sampled", **known)
-        socket = self._sockets[client]
-        if not socket.closed and not self.habits.silent:
-            jpeg = io.BytesIO()
-            Image.new("RGB", (8, 8)).save(jpeg, "JPEG")
-            # a preview (1) as JPEG (1)
-            await socket.send_bytes(struct.pack(">II", 1, 1) + jpeg.getvalue())
+        said = [line for line in recorded(case) if "message" in line or "binary" in line]
+        last = next(i for i, line in enumerate(said) if _ends(line))
+        await self._say(client, said[:1], now)
         # somebody else's graph, which ends before ours
-        await self._say(client, "executing", node=None, prompt_id="another")
+        other = {"message": {"type": "executing", "data": {"node": None, "prompt_id": "another"}}}
+        await self._say(client, [other, *said[1 : last + 1]], now)
+        await asyncio.sleep(HISTORY_LAG_S)
+        told = retold(recorded_answer(case, "GET /history")["answer"], now)
+        told[prompt_id]["prompt"][2] = graph
+        self._history |= told
+        self._running = ""
+        await self._say(client, said[last + 1 :], now)
 
-    def _failure(self, graph: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-        """Say what goes wrong with a graph, as a message does: its type and fields."""
-        text = graph["positive"]["inputs"]["text"]
-        executed = ["checkpoint", "positive"]
-        if self.habits.interrupted_on and self.habits.interrupted_on in text:
-            return "execution_interrupted", {"executed": executed}
-        if self.habits.fails_on and self.habits.fails_on in text:
-            return "execution_error", {
-                "executed": executed,
-                "exception_message": OUT_OF_MEMORY,
-                "exception_type": "torch.OutOfMemoryError",
-                "traceback": [],
-                "current_inputs": {},
-                "current_outputs": [],
-            }
-        return None
+    async def _say(self, client: str, lines: list[Line], now: dict[str, str]) -> None:
+        for line in lines:
+            socket = self._sockets.get(client)
+            if not socket or socket.closed or self.habits.silent:
+                return
+            if "message" in line:
+                await socket.send_json(retold(line["message"], now))
+            else:
+                await socket.send_bytes(base64.b64decode(line["binary"]).ljust(line["bytes"]))
 
-    def _save(self, graph: dict[str, Any]) -> dict[str, str]:
+    def _save(self, graph: dict[str, Any]) -> str:
+        """Keep the picture that a graph would draw, and give its file's name."""
         sampled, latents = graph["sampled"]["inputs"], graph["latents"]["inputs"]
         side = 8 if self.habits.wrong_size else 0
         size = (latents["width"] + side, latents["height"] + side)
@@ -269,7 +238,7 @@ class FakeComfy:
         name = f"{graph['picture']['inputs']['filename_prefix']}_00001_.png"
         self._files[name] = content.getvalue()
         self.drawn += 1
-        return {"filename": name, "subfolder": "", "type": "output"}
+        return name
 
     async def _die(self) -> None:
         for socket in self._sockets.values():
@@ -288,3 +257,15 @@ class FakeComfy:
             return web.Response(status=404)
         content = content[: len(content) // 2] if self.habits.cuts else content
         return web.Response(body=content, content_type="image/png")
+
+
+def _saved(history: dict[str, Any]) -> str:
+    """Find the file that a history tells of."""
+    (told,) = history.values()
+    return str(told["outputs"]["picture"]["images"][0]["filename"])
+
+
+def _ends(line: Line) -> bool:
+    """Tell whether the server says that a graph has been run, before its history knows it."""
+    kinds = ("execution_success", "execution_error", "execution_interrupted")
+    return "message" in line and line["message"]["type"] in kinds

@@ -19,17 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from stages import merge, release
 from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
 from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.expression import (
-    MAX_CHARS,
-    format_sum,
-    format_weight,
-    parse_expression,
-)
+from stages.diffusion.expression import MAX_CHARS, parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import sum_warning
 from stages.diffusion.merge_files import POSITIONS, merge_files
+from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.model import write_single_file
 from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS
@@ -588,6 +585,34 @@ def test_a_bad_file_is_refused_by_name(
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("length", [100_000_001, 2**63 - 1])
+def test_a_header_longer_than_the_limit_is_told_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    inputs = abc(tmp_path)
+    with inputs["b"].open("wb") as file:
+        file.write(length.to_bytes(8, "little") + b"{")
+        file.truncate(100_000_009)  # sparse: on most disks it takes no room
+    with pytest.raises(ValueError, match="header says that it is") as refusal:
+        merged(inputs, "a + b - c")
+    told = [str(refusal.value)]
+    for command in (merge.main, release.main):
+        with pytest.raises(SystemExit) as end:
+            command(["inspect" if command is merge.main else "verify", str(inputs["b"])])
+        told.append(str(end.value))
+    for message in told:
+        for words in (str(inputs["b"]), f"{length:,} bytes", "100,000,000", "fetch it again"):
+            assert words in message
+
+
+def test_a_header_that_is_not_too_long_but_cut_is_told_as_such(tmp_path: Path) -> None:
+    inputs = abc(tmp_path)
+    inputs["b"].write_bytes((100_000_000).to_bytes(8, "little") + b"{")
+    with pytest.raises(ValueError, match="header is cut short"):
+        merged(inputs, "a + b - c")
+
+
 def test_a_sum_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     inputs = {
         "a": write(tmp_path / "a.safetensors", {KEY: A * 10_000}),
@@ -688,7 +713,7 @@ def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
     params.write_text(
         "merge:\n  mixes:\n    hybrid: {expression: 0.5*a + 0.5*b, dtype: float32}\n"
         "    listed:\n      expression: 0.5*a + 0.5*b\n      dtype: float32\n"
-        f"      inputs: {{a: {inputs['a']}, b: {inputs['b']}}}\n"
+        f"      inputs: [{{name: a, file: {inputs['a']}}}, {{name: b, file: {inputs['b']}}}]\n"
     )
     outs = [tmp_path / f"{i}.safetensors" for i in range(3)]
     options = ["--params", str(params), "--report", str(tmp_path / "report.json")]
@@ -702,6 +727,81 @@ def test_a_recipe_in_the_params_gives_the_same_as_its_expression(
     assert report["weights"] == {"a": 0.5, "b": 0.5}
     assert report["bytes"] == outs[1].stat().st_size
     assert "Merging 2 files" in capsys.readouterr().out
+
+
+def test_a_merge_tells_what_it_does_and_how_fast_and_warns_of_odd_weights(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    named = [f"{name}={path}" for name, path in abc(tmp_path).items()]
+    out = tmp_path / "out.safetensors"
+    main(["--expression", "a + 0.5*b + 0*c", *named, "--out", str(out)])
+    told = capfd.readouterr()
+    assert "Warning: merge expression 'a + 0.5*b + 0*c': the weights sum to 1.5" in told.err
+    for words in ("Merging 3 files", "0.5 b = ", "It takes about 1 s.", "MB/s read and written"):
+        assert words in told.out
+    assert torch.equal(load_file(out)[KEY], (A + 0.5 * B).half())
+
+
+def test_a_recipe_s_inputs_have_any_names(tmp_path: Path) -> None:
+    files = abc(tmp_path)
+    recipe: dict[str, Any] = {
+        "expression": "low + 0.5*(vodka3 - _v1)",
+        "dtype": "float32",
+        "inputs": [
+            {"name": name, "file": str(path)}
+            for name, path in zip(("low", "vodka3", "_v1"), files.values(), strict=True)
+        ],
+    }
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    out = tmp_path / "out.safetensors"
+    main(["--recipe", "merge.mixes.mine", "--out", str(out), "--params", str(params)])
+    assert torch.equal(load_file(out)[KEY], A + 0.5 * (B - C))
+    header = read_header(out).metadata
+    assert list(read_lineage(header).inputs()) == ["low", "vodka3", "_v1"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ([("a", "x"), ("a", "y")], "the name 'a' is given twice"),
+        ([("512", "x"), ("b", "y")], "inputs.0: '512' cannot name an input"),
+        ([("a b", "x"), ("b", "y")], "'a b' cannot name an input"),
+        ([("a", "x")], "names 'b', but no file is given for it"),
+        ([("a", "x"), ("b", "x"), ("c", "x")], "does not name 'c'"),
+    ],
+)
+def test_inputs_that_do_not_fit_their_expression_are_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    inputs: list[tuple[str, str]],
+    words: str,
+) -> None:
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    named = [{"name": name, "file": file} for name, file in inputs]
+    recipe = {"expression": "a + b", "dtype": "float32", "inputs": named}
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    out = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
+    with pytest.raises(SystemExit) as end:
+        main(["--recipe", "merge.mixes.mine", *out])
+    assert words in str(end.value)
+
+
+def test_files_on_the_command_line_replace_all_of_a_recipe_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph names those that it watches, so that none is merged unwatched."""
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    files = abc(tmp_path)
+    named = [{"name": name, "file": str(path)} for name, path in files.items()]
+    recipe = {"expression": "a + b - c", "dtype": "float32", "inputs": named}
+    params = tmp_path / "params.yaml"
+    params.write_text(json.dumps({"merge": {"mixes": {"mine": recipe}}}))
+    given = [f"a={files['a']}", f"b={files['b']}"]
+    options = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
+    with pytest.raises(SystemExit, match="names 'c', but no file is given for it"):
+        main(["--recipe", "merge.mixes.mine", *given, *options])
 
 
 @pytest.mark.parametrize(

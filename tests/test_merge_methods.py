@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.diffusion.expression import model_weights, parse_expression
+from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import at_key, block_of, part_of
 from stages.diffusion.merge_files import merge_files
@@ -29,6 +29,7 @@ from stages.diffusion.merge_methods import (
 )
 from stages.diffusion.merge_source import CONV_IN, open_source
 from stages.diffusion.merge_table import METHODS
+from stages.diffusion.merge_terms import model_weights
 from stages.diffusion.model import load_models
 from stages.diffusion.single_file import UNET, normal_keys
 from stages.merge import main

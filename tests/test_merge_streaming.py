@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.diffusion import hashing, writing
+from stages.diffusion import hash_process, hashing, writing
 from stages.diffusion.ancestry import RECIPE
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.merge_files import Dtype, merge_files
@@ -50,7 +52,8 @@ def noise(folder: Path, count: int, shape: tuple[int, ...]) -> dict[str, Path]:
 
 
 def used(inputs: Mapping[str, Path], expression: str) -> dict[str, Path]:
-    from stages.diffusion.expression import model_names, parse_expression
+    from stages.diffusion.expression import parse_expression
+    from stages.diffusion.merge_terms import model_names
 
     return {name: inputs[name] for name in model_names(parse_expression(expression))}
 
@@ -200,6 +203,52 @@ def test_a_file_that_was_just_written_is_not_remembered(
     assert not (tmp_path / ".work").exists()
 
 
+def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
+    source = open_source(noise(tmp_path, 1, (50, 10))["a"])
+    with hashing.hashing({"a": source}) as parents:
+        source.path.write_bytes(source.path.read_bytes() + b" ")
+        with pytest.raises(ValueError, match=r"a\.safetensors: changed while it was read"):
+            parents()
+
+
+@pytest.mark.parametrize("size", [0, 1, 4097, hash_process.WINDOW_BYTES + 5])
+def test_a_process_hashes_files_longer_than_its_window(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(os.urandom(size))
+    assert hashing._read_through(path, threading.Event()) == sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (None, r"\(FileNotFoundError"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGBUS)", f"signal {int(signal.SIGBUS)}"),
+    ],
+)
+def test_a_hash_that_failed_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, words: str
+) -> None:
+    """SIGBUS is what the kernel sends for pages that a file no longer has."""
+    if script:
+        (tmp_path / "script.py").write_text(script)
+        monkeypatch.setattr(hash_process, "__file__", str(tmp_path / "script.py"))
+    with pytest.raises(ValueError, match=rf"gone: changed or became unreadable.*{words}"):
+        hashing._read_through(tmp_path / "gone", threading.Event())
+
+
+def test_a_merge_that_fails_waits_for_no_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that hashes opens a pipe that nobody writes to: it would never end."""
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    source = open_source(noise(tmp_path, 1, (50, 10))["a"])
+    monkeypatch.setattr(hashing, "REMEMBERED_BYTES", 0)
+    source.path.unlink()
+    os.mkfifo(source.path)
+    with pytest.raises(ZeroDivisionError), hashing.hashing({"a": source}):
+        _ = 1 / 0
+
+
 # Writing
 
 
@@ -247,21 +296,26 @@ merge:
     hybrid:
       expression: 0.5*a + 0.5*b
       dtype: float32
-      inputs: {{a: {a}, b: {b}}}
+      inputs: [{{name: a, file: {a}}}, {{name: b, file: {b}}}]
   differences:
     vodka:
       expression: a + 0.5*(b - c)
       dtype: float32
-      inputs: {{a: "recipe:merge.mixes.hybrid", b: {c}, c: {a}}}
+      inputs:
+        - {{name: a, file: "recipe:merge.mixes.hybrid"}}
+        - {{name: b, file: {c}}}
+        - {{name: c, file: {a}}}
   cocktails:
     last:
       expression: 0.6*a + 0.4*b
       dtype: float16
-      inputs: {{a: "recipe:merge.differences.vodka", b: {d}}}
+      inputs:
+        - {{name: a, file: "recipe:merge.differences.vodka"}}
+        - {{name: b, file: {d}}}
     ring:
       expression: a
       dtype: float16
-      inputs: {{a: "recipe:merge.cocktails.ring"}}
+      inputs: [{{name: a, file: "recipe:merge.cocktails.ring"}}]
 """
 
 

@@ -16,12 +16,12 @@ import yaml
 from stages import select
 from stages.choice.rule import RuleParams
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.merge_recipe import Recipe
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
 from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
 from stages.images.fetch import DownloadParams
-from stages.merge import Recipe
 from stages.midjourney.reject import FilterParams
 from stages.report import ReportParams
 from stages.split import SplitParams
@@ -72,6 +72,11 @@ def paths(entries: list[Any]) -> list[str]:
 def test_a_stage_is_named_after_its_module(name: str) -> None:
     module = module_of(GROUPS[name]).removeprefix("stages.")
     assert name == module or name.startswith(f"{module}_")
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_no_shell_stands_between_dvc_and_a_stage(name: str) -> None:
+    assert GROUPS[name]["cmd"].startswith("exec python -m stages.")
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -219,6 +224,31 @@ def test_every_section_of_a_profile_passes_its_own_check(path: Path) -> None:
     known = {section.split(".")[0] for section in single}
     others = {"export", "base", "download_weights", "ingredient_data", "ingredients", "grids"}
     assert set(params) <= known | others | {"split_part", "train_ingredient"}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_each_merge_depends_on_all_inputs_of_its_recipe(path: Path) -> None:
+    """The command names those that are deps, so that one more in the params is not overlooked."""
+    params = yaml.safe_load(path.read_text("utf-8"))
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    for name, stage in stages.items():
+        if name.startswith("merge"):
+            group = stage["foreach"].removesuffix("}").rpartition(".")[2]
+            deps = [dep for dep in stage["do"]["deps"] if not dep.endswith(".py")]
+            numbers = range(len(deps))
+            assert deps == [f"${{item.inputs[{i}].file}}" for i in numbers]
+            given = [
+                f"${{item.inputs[{i}].name}}={dep}" for i, dep in zip(numbers, deps, strict=True)
+            ]
+            assert [word for word in stage["do"]["cmd"].split() if "=" in word] == given
+            assert {len(r["inputs"]) for r in params["merge"][group].values()} <= {len(deps)}
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_the_release_depends_on_every_ingredient_that_it_hashes(path: Path) -> None:
+    ingredients = yaml.safe_load(path.read_text("utf-8"))["ingredients"]
+    wanted = {f"${{ingredients.{name}.path}}" for name in ingredients}
+    assert {dep for dep in GROUPS["release"]["deps"] if dep.startswith("${ing")} == wanted
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)

@@ -365,6 +365,7 @@ def test_8_bit_adamw_says_how_to_get_it(base: Path, tmp_path: Path) -> None:
         ({"precision": "fp8"}, "precision must be"),
         ({"batch_size": 0}, "batch_size must be above 0"),
         ({"ema_decay": 1.0}, "ema_decay must be below 1"),
+        ({"activation_memory": 0.0}, "activation_memory must be above 0 and at most 1"),
         ({"resolution": 20}, "not a multiple of bucket_step_px"),
     ],
 )

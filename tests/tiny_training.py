@@ -56,6 +56,7 @@ PARAMS = TrainParams(
     schedule_epochs=4,
     warmup_steps=0,
     gradient_checkpointing=False,
+    activation_memory=1.0,
     max_skipped_share=0.05,
     prediction_type="epsilon",
     zero_terminal_snr=False,
@@ -126,9 +127,9 @@ def command(base: Path, scratch: Path, params: TrainParams, *more: str) -> list[
     return [sys.executable, *more, "-m", "tests.tiny_training", str(base), str(scratch), str(path)]
 
 
-def wait_for(path: Path, process: "subprocess.Popen[bytes]") -> None:
+def wait_for(path: Path, process: "subprocess.Popen[bytes]", patience_s: float = 60) -> None:
     """Wait until a file, or one that sorts after it, stands in its folder."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patience_s
     while not any(p.name >= path.name for p in path.parent.glob("step_*.safetensors")):
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline, f"no {path.name} in time"

@@ -12,49 +12,24 @@ each of three models sums to one. Sums are multiplied out, so that what is a sum
 is computed in one pass and rounded once.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import NoReturn, TypeAlias, TypeVar
+from typing import TypeVar
 
 from stages.diffusion.merge_table import METHODS, PRESETS, Parameter
+from stages.diffusion.merge_terms import Call, Sum, Weights
+from stages.diffusion.merge_text import format_term, format_weight
+from stages.diffusion.merge_tokens import Token, Tokens, token_pairs
 
 T = TypeVar("T")
-Term: TypeAlias = "str | Call"  # a model by its name, or what a method makes of models
-Weights = dict[Term, Fraction]  # a sum, in the order of first appearance
-Sum = tuple[tuple[Term, Fraction], ...]  # the same, as an argument of a call
 Value = Fraction | Weights
 
-TOKEN = re.compile(
-    r"\s*(?:(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
-    r"|(?P<name>[^\W\d]\w*)|(?P<sign>[-+*/()\[\],=])|(?P<end>$)|(?P<other>\S))",
-    re.ASCII,
-)
-NAME = re.compile(r"[^\W\d]\w*", re.ASCII)
 # Beyond these a text is no merge, and would only cost memory or the stack.
 MAX_CHARS = 200_000  # thousands of inputs
 MAX_NUMBER_CHARS = 40
 MAX_EXPONENT = 30
 MAX_DEPTH = 100
 MAX_WEIGHT = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """A method and what it is given; hashable, so that equal calls are one term."""
-
-    method: str  # a key of METHODS
-    models: tuple[tuple[str, tuple[Sum, ...]], ...]  # by parameter; one sum, or a list's
-    numbers: tuple[tuple[str, tuple[Fraction, ...]], ...]  # by parameter; one, or the block weights
-
-    def model(self, name: str) -> Sum:
-        """Give the one model of a parameter."""
-        return dict(self.models)[name][0]
-
-    def number(self, name: str) -> Fraction:
-        """Give the one number of a parameter."""
-        return dict(self.numbers)[name][0]
 
 
 def parse_expression(text: str) -> Weights:
@@ -74,35 +49,6 @@ def parse_expression(text: str) -> Weights:
     return _Parser(text).parse()
 
 
-def model_names(weights: Mapping[Term, Fraction] | Sum) -> list[str]:
-    """List the models of an expression, each once, in the order of first appearance."""
-    return list(dict.fromkeys(_names(dict(weights))))
-
-
-def model_weights(weights: Mapping[Term, Fraction] | Sum) -> dict[str, Fraction]:
-    """Give each model's share: exact in a sum, and what a method would take of equal models else.
-
-    `slerp(a, b, 0.3)` takes 0.7 and 0.3; block weights count as their mean; what picks or scales
-    by the values themselves (ties, dare, model_stock, similarity) as its plain average.
-    """
-    shares: dict[str, Fraction] = {}
-    for term, weight in dict(weights).items():
-        inner = {term: Fraction(1)} if isinstance(term, str) else _shares(term)
-        for name, share in inner.items():
-            shares[name] = shares.get(name, Fraction()) + weight * share
-    return shares
-
-
-def calls(weights: Mapping[Term, Fraction] | Sum) -> Iterator[Call]:
-    """List the calls of an expression, those within others too."""
-    for term in dict(weights):
-        if isinstance(term, Call):
-            yield term
-            for _, sums in term.models:
-                for model in sums:
-                    yield from calls(model)
-
-
 def substituted(text: str, inner: Mapping[str, str], *, brackets: bool = True) -> str:
     """Put expressions in the place of names: a recipe of recipes becomes one expression.
 
@@ -112,7 +58,7 @@ def substituted(text: str, inner: Mapping[str, str], *, brackets: bool = True) -
         brackets: put each between parentheses; a mere name needs none.
     """
     parts, end = [], 0
-    for token, after in _tokens(text):
+    for token, after in token_pairs(text):
         if token.kind == "name" and token.text in inner and after.text not in ("(", "="):
             put = inner[token.text]
             parts += [text[end : token.at], f"({put})" if brackets else put]
@@ -120,97 +66,27 @@ def substituted(text: str, inner: Mapping[str, str], *, brackets: bool = True) -
     return "".join([*parts, text[end:]])
 
 
-def format_weight(weight: Fraction) -> str:
-    """Write an exact weight as people do: 0.6, -0.5, 1/3."""
-    decimal = f"{float(weight):.12g}"
-    return decimal if Fraction(decimal) == weight else str(weight)
-
-
-def format_term(term: Term) -> str:
-    """Write a term as it could have been read."""
-    if isinstance(term, str):
-        return term
-    parts = []
-    given: dict[str, tuple[Sum | Fraction, ...]] = {**dict(term.models), **dict(term.numbers)}
-    for parameter in METHODS[term.method].parameters:
-        values = given.get(parameter.name)
-        if values is None:
-            continue
-        texts = [format_weight(v) if isinstance(v, Fraction) else format_sum(v) for v in values]
-        is_list = parameter.kind in ("models", "blocks")
-        text = f"[{', '.join(texts)}]" if is_list else texts[0]
-        parts.append(f"{parameter.name}={text}" if parameter.is_optional else text)
-    return f"{term.method}({', '.join(parts)})"
-
-
-def format_sum(weights: Mapping[Term, Fraction] | Sum) -> str:
-    """Write a sum as it could have been read."""
-    return " + ".join(
-        format_term(term) if weight == 1 else f"{format_weight(weight)}*{format_term(term)}"
-        for term, weight in dict(weights).items()
-    ).replace("+ -", "- ")
-
-
-def _tokens(text: str) -> Iterator[tuple["_Token", "_Token"]]:
-    """List the tokens of an expression, each with the next."""
-    parser = _Parser(text)
-    while parser.token.kind != "end":
-        token = parser.advance()
-        yield token, parser.token
-
-
-def _names(weights: Mapping[Term, Fraction]) -> Iterator[str]:
-    for term in weights:
-        if isinstance(term, str):
-            yield term
-        else:
-            for _, sums in term.models:
-                for model in sums:
-                    yield from _names(dict(model))
-
-
-def _shares(call: Call) -> dict[str, Fraction]:
-    """Give the nominal weights of a call's models."""
-    by_parameter = METHODS[call.method].shares(dict(call.numbers))
-    if call.method == "parts" and "unet" in dict(call.models):
-        by_parameter = {"unet": by_parameter["unet"]}
-    shares = dict.fromkeys(model_names({call: Fraction(1)}), Fraction())
-    for parameter, sums in call.models:
-        for model in sums:
-            for name, share in model_weights(model).items():
-                shares[name] += by_parameter.get(parameter, Fraction()) * share / len(sums)
-    return shares
-
-
-@dataclass(frozen=True, slots=True)
-class _Token:
-    kind: str  # a group of TOKEN
-    text: str
-    at: int  # index into the expression
-
-
-class _Parser:
+class _Parser(Tokens):
     """Recursive descent, one method per rule of the grammar."""
 
     def __init__(self, text: str) -> None:
-        self.text = text
+        super().__init__(text)
         self.depth = 0
-        self.token = self._token_from(0)
 
     def parse(self) -> Weights:
         start = self.token
         value = self._sum()
         if self.token.kind != "end":
-            self._fail(self.token, f"expected + - * / or the end, got {self.token.text!r}")
+            self.fail(self.token, f"expected + - * / or the end, got {self.token.text!r}")
         if isinstance(value, Fraction):
-            self._fail(start, "the expression names no model, as in 0.5*a + 0.5*b")
+            self.fail(start, "the expression names no model, as in 0.5*a + 0.5*b")
         self._check_weights(start, value)
         return value
 
-    def _check_weights(self, start: _Token, value: Weights) -> None:
+    def _check_weights(self, start: Token, value: Weights) -> None:
         for term, weight in value.items():
             if abs(weight) > MAX_WEIGHT:
-                self._fail(start, f"the weight of {format_term(term)!r} is beyond {MAX_WEIGHT:,}")
+                self.fail(start, f"the weight of {format_term(term)!r} is beyond {MAX_WEIGHT:,}")
 
     def _sum(self) -> Value:
         value = self._product()
@@ -239,24 +115,24 @@ class _Parser:
             return {token.text: Fraction(1)}
         if token.text not in ("+", "-", "("):
             got = "the end" if token.kind == "end" else repr(token.text)
-            self._fail(token, f"expected a number, a name or '(', got {got}")
+            self.fail(token, f"expected a number, a name or '(', got {got}")
         self._deepen(token)
         value = self._bracketed(token) if token.text == "(" else self._factor()
         self.depth -= 1
         return _scaled(value, -1) if token.text == "-" else value
 
-    def _bracketed(self, opening: _Token) -> Value:
+    def _bracketed(self, opening: Token) -> Value:
         value = self._sum()
         if self.token.text != ")":
             if self.token.kind == "end":
-                self._fail(opening, "this '(' is never closed")
-            self._fail(self.token, f"expected + - * / or ')', got {self.token.text!r}")
+                self.fail(opening, "this '(' is never closed")
+            self.fail(self.token, f"expected + - * / or ')', got {self.token.text!r}")
         self.advance()
         return value
 
-    def _call(self, method: _Token) -> Call:
+    def _call(self, method: Token) -> Call:
         if method.text not in METHODS:
-            self._fail(method, f"no method {method.text!r}; there are {', '.join(METHODS)}")
+            self.fail(method, f"no method {method.text!r}; there are {', '.join(METHODS)}")
         self._deepen(method)
         free = {parameter.name: parameter for parameter in METHODS[method.text].parameters}
         models: dict[str, tuple[Sum, ...]] = {}
@@ -281,36 +157,35 @@ class _Parser:
         )
 
     def _defaults(
-        self, method: _Token, free: dict[str, Parameter]
+        self, method: Token, free: dict[str, Parameter]
     ) -> dict[str, tuple[Fraction, ...]]:
         """Fill in what was left out, or refuse to."""
         wanted = [p for p in free.values() if not p.is_optional]
         if missing := [p.name for p in wanted if p.default is None]:
-            self._fail(method, f"{method.text} lacks {missing[0]!r}: {_usage(method.text)}")
+            self.fail(method, f"{method.text} lacks {missing[0]!r}: {_usage(method.text)}")
         return {p.name: (Fraction(p.default),) for p in wanted if p.default is not None}
 
-    def _parameter(self, method: _Token, free: dict[str, Parameter]) -> Parameter:
+    def _parameter(self, method: Token, free: dict[str, Parameter]) -> Parameter:
         """Find whose argument comes next: that of its name, or the first that is still free."""
         start = self.token
-        ahead = TOKEN.match(self.text, start.at + len(start.text))
-        if start.kind == "name" and ahead and ahead["sign"] == "=":
+        if start.kind == "name" and self.ahead().text == "=":
             self.advance()
             self.advance()
             if start.text not in free:
-                self._fail(
+                self.fail(
                     start, f"{method.text} takes no {start.text!r} here: {_usage(method.text)}"
                 )
             return free.pop(start.text)
         positional = [p for p in free.values() if not p.is_optional]
         if not positional:
-            self._fail(start, f"too many arguments: {_usage(method.text)}")
+            self.fail(start, f"too many arguments: {_usage(method.text)}")
         return free.pop(positional[0].name)
 
     def _model(self, parameter: Parameter) -> Sum:
         start = self.token
         value = self._sum()
         if isinstance(value, Fraction):
-            self._fail(start, f"{parameter.name!r} is a model, got a number")
+            self.fail(start, f"{parameter.name!r} is a model, got a number")
         self._check_weights(start, value)
         return tuple(value.items())
 
@@ -318,13 +193,13 @@ class _Parser:
         start = self.token
         value = self._sum()
         if not isinstance(value, Fraction):
-            self._fail(start, f"{parameter.name!r} is a number, got a model")
+            self.fail(start, f"{parameter.name!r} is a number, got a model")
         low, high = (Fraction(str(bound)) for bound in (parameter.low, parameter.high))
         if not low <= value <= high:  # 0.001 is a little more as a float than it is written
             bounds = f"{parameter.low:g} to {parameter.high:g}"
-            self._fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
+            self.fail(start, f"{parameter.name!r} is {format_weight(value)}, beyond {bounds}")
         if parameter.name == "seed" and value.denominator != 1:
-            self._fail(start, f"'seed' is {format_weight(value)}, not a whole number")
+            self.fail(start, f"'seed' is {format_weight(value)}, not a whole number")
         return value
 
     def _blocks(self, parameter: Parameter) -> tuple[Fraction, ...]:
@@ -332,12 +207,12 @@ class _Parser:
         if start.kind == "name":
             self.advance()
             if start.text not in PRESETS:
-                self._fail(start, f"no preset {start.text!r}; there are {', '.join(PRESETS)}")
+                self.fail(start, f"no preset {start.text!r}; there are {', '.join(PRESETS)}")
             return PRESETS[start.text]
         items = self._listed("[", "]", lambda: None)
         values = tuple(self._argument_number(parameter) for _ in items)
         if len(values) != (wanted := len(PRESETS["GRAD_V"])):
-            self._fail(
+            self.fail(
                 start,
                 f"{len(values)} block weights; {wanted} are wanted: BASE, IN00 to IN11, M00, "
                 "OUT00 to OUT11",
@@ -347,70 +222,47 @@ class _Parser:
     def _listed(self, opening: str, closing: str, begin: Callable[[], T]) -> Iterator[T]:
         """Walk through a list in brackets: the caller reads an item after each one begun."""
         if self.token.text != opening:
-            self._fail(self.token, f"expected {opening!r}, got {self._got()}")
+            self.fail(self.token, f"expected {opening!r}, got {self._got()}")
         while self.token.text != closing:
             self.advance()
             yield begin()
             if self.token.text not in (",", closing):
-                self._fail(self.token, f"expected ',' or {closing!r}, got {self._got()}")
+                self.fail(self.token, f"expected ',' or {closing!r}, got {self._got()}")
         self.advance()
 
     def _got(self) -> str:
         return "the end" if self.token.kind == "end" else repr(self.token.text)
 
-    def _deepen(self, token: _Token) -> None:
+    def _deepen(self, token: Token) -> None:
         self.depth += 1
         if self.depth > MAX_DEPTH:
-            self._fail(token, f"more than {MAX_DEPTH} levels of parentheses and signs")
+            self.fail(token, f"more than {MAX_DEPTH} levels of parentheses and signs")
 
-    def _number(self, token: _Token) -> Fraction:
+    def _number(self, token: Token) -> Fraction:
         _, _, exponent = token.text.lower().partition("e")
         if len(token.text) > MAX_NUMBER_CHARS or abs(int(exponent or 0)) > MAX_EXPONENT:
-            self._fail(token, f"no weight is as large, small or long as {token.text[:20]}…")
+            self.fail(token, f"no weight is as large, small or long as {token.text[:20]}…")
         return Fraction(token.text)
 
-    def _added(self, sign: _Token, a: Value, b: Value) -> Value:
+    def _added(self, sign: Token, a: Value, b: Value) -> Value:
         if isinstance(a, Fraction) and isinstance(b, Fraction):
             return a + b
         if isinstance(a, Fraction) or isinstance(b, Fraction):
-            self._fail(sign, f"a model {sign.text} a number: one adds models, as in a + 0.5*b")
+            self.fail(sign, f"a model {sign.text} a number: one adds models, as in a + 0.5*b")
         return {name: a.get(name, Fraction()) + b.get(name, Fraction()) for name in {**a, **b}}
 
-    def _multiplied(self, sign: _Token, a: Value, b: Value) -> Value:
+    def _multiplied(self, sign: Token, a: Value, b: Value) -> Value:
         number, other = (a, b) if isinstance(a, Fraction) else (b, a)
         if not isinstance(number, Fraction):
-            self._fail(sign, "models are multiplied with each other; one must be a number")
+            self.fail(sign, "models are multiplied with each other; one must be a number")
         return _scaled(other, number)
 
-    def _divided(self, sign: _Token, a: Value, b: Value) -> Value:
+    def _divided(self, sign: Token, a: Value, b: Value) -> Value:
         if not isinstance(b, Fraction):
-            self._fail(sign, "one divides by numbers, not by models")
+            self.fail(sign, "one divides by numbers, not by models")
         if b == 0:
-            self._fail(sign, "division by zero")
+            self.fail(sign, "division by zero")
         return _scaled(a, 1 / b)
-
-    def advance(self) -> _Token:
-        """Go on to the next token; give the one before."""
-        token = self.token
-        self.token = self._token_from(token.at + len(token.text))
-        return token
-
-    def _token_from(self, start: int) -> _Token:
-        found = TOKEN.match(self.text, start)
-        assert found, "the last alternative of TOKEN matches whatever the others do not"
-        kind = str(found.lastgroup)
-        token = _Token(kind, found[kind], found.start(kind))
-        if kind == "other":
-            self._fail(
-                token, f"expected a name, a number or one of + - * / ( ), got {token.text!r}"
-            )
-        return token
-
-    def _fail(self, token: _Token, problem: str) -> NoReturn:
-        line = re.sub(r"\s", " ", self.text)  # a line break would move the caret
-        raise ValueError(
-            f"merge expression, position {token.at + 1}: {problem}\n  {line}\n  {' ' * token.at}^"
-        )
 
 
 def _scaled(value: Value, by: Fraction | int) -> Value:

@@ -1,27 +1,29 @@
 """The inputs of a merge, hashed while it goes on, and large ones once for all merges.
 
-A cocktail's inputs take longer to hash than to merge, and go into many cocktails. So what a large
-file's hash was stands in .work/hashes/, by the file's place, inode, size and times of change, as
-Git's index and A1111's cache have it.
+A cocktail's inputs take longer to hash than to merge, and go into many cocktails. So large files
+are hashed in processes of their own, and what a file's hash was stands in .work/hashes/, by the
+file's place, inode, size and times of change, as Git's index and A1111's cache have it.
 """
 
-import hashlib
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from stages.diffusion import hash_process
 from stages.diffusion.ancestry import Parent, legacy_hash
 from stages.diffusion.merge_source import Source
-from stages.harness.files import sha256_bytes, write_json
+from stages.harness.files import sha256_bytes, sha256_file, write_json
 from stages.harness.scratch import work_dir
 
-CHUNK_BYTES = 1 << 23  # hashed without a word to other threads: 4 ms
-WORKERS = 2  # files at once: one core is left to the merge in the end
+WORKERS = min(3, os.cpu_count() or 2)  # files at once, 16 MB each
+PATIENCE_S = 0.1  # until it is noticed that nobody wants a hash any more
 REMEMBERED_BYTES = 50_000_000  # smaller files are hashed faster than they are looked up
 SETTLED_S = 2.0  # a file younger than this may change without its times showing it
 
@@ -31,22 +33,25 @@ def hashing(sources: Mapping[str, Source]) -> Iterator[Callable[[], dict[str, Pa
     """Hash each file once in the background, also one that goes by two names.
 
     Yields:
-        A function that waits for the hashes. Whoever leaves the block without it stops the work.
+        A function that waits for the hashes, and raises ValueError if a file changed since the
+        block began. Whoever leaves the block without it stops the work.
     """
     is_over = threading.Event()
-    by_path: dict[Path, Future[str]] = {}
+    before = {source.path: _facts(source.path) for source in sources.values()}
     with ThreadPoolExecutor(WORKERS) as pool:
-        for source in sources.values():
-            if source.path not in by_path:
-                by_path[source.path] = pool.submit(_sha256, source.path, is_over)
+        by_path = {path: pool.submit(_sha256, path, is_over) for path in before}
 
         def parents() -> dict[str, Parent]:
-            return {
+            found = {
                 name: Parent(
                     by_path[source.path].result(), legacy_hash(source.path), source.metadata
                 )
                 for name, source in sources.items()
             }
+            for path, facts in before.items():
+                if _facts(path)[:-1] != facts[:-1]:  # but for the count of its names
+                    raise ValueError(f"{path}: changed while it was read. Merge again")
+            return found
 
         try:
             yield parents
@@ -59,7 +64,7 @@ def _sha256(path: Path, is_over: threading.Event) -> str:
     """Hash a file, or remember its hash; what it gives after the end is none."""
     facts = _facts(path)
     if path.stat().st_size < REMEMBERED_BYTES:
-        return _read_through(path, is_over)
+        return sha256_file(path)
     place = path.resolve()
     note = work_dir("hashes") / f"{sha256_bytes(os.fsencode(place))}.json"
     if (known := _noted(note, facts)) is not None:
@@ -88,9 +93,23 @@ def _noted(note: Path, facts: list[int]) -> str | None:
 
 
 def _read_through(path: Path, is_over: threading.Event) -> str:
-    digest = hashlib.sha256()
-    buffer = memoryview(bytearray(CHUNK_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while (count := file.readinto(buffer)) and not is_over.is_set():
-            digest.update(buffer[:count])
-    return digest.hexdigest()
+    """Hash a file in a process of its own.
+
+    Raises:
+        ValueError: if it cannot be read to the end that it had.
+    """
+    command = [sys.executable, "-I", "-S", hash_process.__file__, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            try:
+                told, problem = process.communicate(timeout=PATIENCE_S)
+                break
+            except subprocess.TimeoutExpired:
+                if is_over.is_set():
+                    process.kill()
+    if process.returncode and not is_over.is_set():
+        last = problem.strip().rpartition("\n")[2] or f"signal {-process.returncode}"
+        raise ValueError(f"{path}: changed or became unreadable while it was hashed ({last})")
+    return told.strip()

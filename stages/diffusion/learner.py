@@ -1,19 +1,24 @@
 """One optimizer step: the gradients of its batches, and what is done with them."""
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 
 from stages.diffusion.draw import Drawn
 from stages.diffusion.loss import min_snr_weights, prediction_errors
 from stages.diffusion.model import Models
-from stages.diffusion.part import Part, is_compiled
+from stages.diffusion.part import Part
 from stages.diffusion.ranks import Ranks
 from stages.diffusion.schedule import rate_factor
 from stages.diffusion.train_params import PRECISIONS, TrainParams
+
+# Inductor alone leaves some convolutions in the usual layout, and cuDNN transposes on each call.
+COMPILE_OPTIONS: dict[str, Any] = {"force_layout_optimization": True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,10 @@ class Learner:
         self.weight_at = weight_at.to(self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=params.precision == "fp16")
         self.compiles = is_compiled(self.device)
-        self.unet: Any = torch.compile(models.unet) if self.compiles else models.unet
+        self.unet: Any = models.unet
+        if self.compiles:
+            functorch_config.activation_memory_budget = params.activation_memory
+            self.unet = torch.compile(models.unet, options=COMPILE_OPTIONS)
         self.weights = [weight for part in parts.values() for weight in part.weights]
 
     @property
@@ -123,3 +131,11 @@ class Learner:
             part.set_rate(factor)
             self.scaler.step(part.optimizer)
             part.update_average(self.params.ema_decay, step)
+
+
+def is_compiled(device: torch.device) -> bool:
+    """Tell whether the UNet is compiled on a device: on GPUs, unless TRAIN_COMPILE is 0.
+
+    A machine's affair, not the run's: the first compilation takes minutes.
+    """
+    return device.type == "cuda" and os.environ.get("TRAIN_COMPILE", "1") != "0"

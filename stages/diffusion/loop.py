@@ -5,13 +5,11 @@ Everything random belongs to a key of (seed, example id, epoch), and the order o
 and goes on from a checkpoint as if it had never stopped.
 """
 
-import dataclasses
 import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from stages.diffusion.cadence import Cadence
 from stages.diffusion.checkpoint import interruptions, load_checkpoint, save_checkpoint
 from stages.diffusion.claim import SIDES, claim, hash_inputs
 from stages.diffusion.dataset import ahead, epoch_batches
@@ -27,21 +26,20 @@ from stages.diffusion.draw import draw_training
 from stages.diffusion.encode import Examples
 from stages.diffusion.encoded import encode_once
 from stages.diffusion.history import History
+from stages.diffusion.kept import Kept, as_kept
 from stages.diffusion.learner import Learner
-from stages.diffusion.model import Base, load_models, save_trained
+from stages.diffusion.model import Base, load_models
 from stages.diffusion.objective import settle_objective
 from stages.diffusion.part import make_parts
-from stages.diffusion.preview import draw_preview
+from stages.diffusion.position import Position
 from stages.diffusion.ranks import Ranks, alone
-from stages.diffusion.room import room_for_a_batch
+from stages.diffusion.room import what_would_fit
 from stages.diffusion.train_params import TrainParams
 from stages.diffusion.validation import validation_errors
-from stages.harness.files import sha256_json
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive
 
 Say = Callable[[str], None]
-SAVES_SHARE = 0.02  # of the time that a checkpoint may cost, whatever the disk
 
 
 def say_nothing(line: str) -> None:
@@ -55,22 +53,6 @@ class Trained:
     history: History
     weights: dict[int, Path]  # single files by epoch, in the scratch folder
     samples: dict[int, Path]  # pictures by epoch, there too
-
-
-@dataclass
-class Position:
-    """How far a run is, and the loss of the epoch under way."""
-
-    epoch: int = 1  # under way
-    epoch_step: int = 0  # optimizer steps done in it, those left out included
-    step: int = 0  # optimizer steps done in all
-    seen: int = 0  # examples of this epoch
-    counted: int = 0  # of them, those whose loss is finite
-    skipped: int = 0  # steps of this epoch that were left out
-    loss_sum: float | Tensor = 0.0  # over them; a tensor, so that no step waits for the device
-    train_losses: list[float] = field(default_factory=list)
-    errors: list[Tensor] = field(default_factory=list)  # (N, K) of each validation
-    scaler: dict[str, float] = field(default_factory=dict)  # of float16's gradients
 
 
 def train(
@@ -105,7 +87,7 @@ def train(
         metadata: written into the weights, with the epoch; see `write_single_file`.
         ranks: who trains; this process alone if None.
         say: is told lines of progress.
-        save_every_s: least time between two checkpoints within an epoch.
+        save_every_s: least time between two checkpoints within an epoch; see `Cadence`.
 
     Raises:
         ValueError: if the examples are bad, the scratch folder is another run's, the loss is no
@@ -139,12 +121,13 @@ class _Run:
         say: Say,
         save_every_s: float,
     ) -> None:
-        self.base, self.params, self.scratch = base, params, scratch
+        self.base, self.params = base, params
         self.metadata, self.ranks, self.say = metadata, ranks, say
-        self.save_every_s = save_every_s
         self.position = Position()
         self.signal_received: Callable[[], int] = lambda: 0
         self.checkpoints = scratch / "checkpoints"
+        self.kept = Kept(scratch, params)
+        self.cadence = Cadence(save_every_s)
 
     def prepare(
         self, sides: tuple[Examples, Examples], encoded: Path, inputs: Mapping[str, str]
@@ -189,14 +172,10 @@ class _Run:
             except torch.OutOfMemoryError:
                 end = 0
         if not end:  # out here, where the error no longer holds what did not fit
-            raise self._out_of_memory()
+            largest = max((batches[0] for batches in self._steps(1)), key=len)
+            raise ValueError(what_would_fit(self.learner, self.dataset, largest))
         history = self._history(self.position).until(end)
-        samples = {
-            epoch: path
-            for epoch in range(1, end + 1)
-            if (path := self._sample_path(epoch)).is_file()
-        }
-        return Trained(history, self._weights_paths(history), samples)
+        return Trained(history, self.kept.weights_paths(history), self.kept.sample_paths(end))
 
     def _epochs(self) -> int:
         """Train epoch by epoch; give the one with which the run ends."""
@@ -222,13 +201,13 @@ class _Run:
         history = self._history(Position(**state["position"]))
         if (end := history.end(self.params)) is None:
             return True
-        wanted = self._weights_paths(history.until(end))
+        wanted = self.kept.weights_paths(history.until(end))
         leads_on = all(path.is_file() for path in wanted.values())
         self.ranks.wait()  # all have looked
         if not leads_on and self.ranks.is_first:
             self.say(f"the best of the first {end} epochs was not kept: training anew")
             shutil.rmtree(self.checkpoints)
-            shutil.rmtree(self.scratch / "weights")
+            shutil.rmtree(self.kept.weights)
         return leads_on
 
     def _warn_of_small_buckets(self) -> None:
@@ -264,7 +243,6 @@ class _Run:
         label = f"epoch {position.epoch} of at most {params.max_epochs}"
         count = len(self.dataset) - position.seen
         progress = Progress(label, count, is_shown=self.ranks.is_first)
-        saved, pause = time.monotonic(), self.save_every_s
         for batches, share in zip(steps, own, strict=True):
             count = sum(map(len, batches))
             schedule_steps = params.schedule_epochs * self.steps_per_epoch
@@ -280,12 +258,8 @@ class _Run:
             progress.advance(count)
             if step.is_fault:
                 self._heed_fault(batches)
-            is_due = time.monotonic() - saved >= pause
-            if self._heed_signals(is_due):
-                began = time.monotonic()
+            if self._heed_signals(self.cadence.is_due(within_epoch=True)):
                 self._save()
-                saved = time.monotonic()
-                pause = max(self.save_every_s, (saved - began) / SAVES_SHARE)
         if progress.done:
             progress.close()
 
@@ -305,24 +279,6 @@ class _Run:
                 "with max_gradient_norm, or use bf16 or fp32 instead of fp16"
             )
 
-    def _out_of_memory(self) -> ValueError:
-        """Find out what would fit, and put it into words."""
-        params = self.params
-        rows = max((batches[0] for batches in self._steps(1)), key=len)
-        fits = room_for_a_batch(self.learner, self.dataset, rows)
-        times = -(-params.batch_size // fits) if fits else 0
-        advice = (
-            f"batch_size {fits} would fit; with gradient_accumulation "
-            f"{times * params.gradient_accumulation} a step sees as many examples"
-            if fits
-            else "not even a batch of 1 fits: set gradient_checkpointing to true, optimizer to "
-            "adamw8bit, or ema_decay to 0"
-        )
-        return ValueError(
-            f"out of memory on {self.ranks.device} with batch_size {params.batch_size} at "
-            f"{params.resolution} px: {advice}"
-        )
-
     def _validate(self) -> None:
         """Measure the weights that would be kept now."""
         params, learner = self.params, self.learner
@@ -331,7 +287,7 @@ class _Run:
             self._heed_signals(False)
             return learner.errors(drawn)
 
-        with self._as_kept():
+        with as_kept(self.parts):
             errors = validation_errors(
                 measure,
                 self.validation,
@@ -353,7 +309,7 @@ class _Run:
         self.position.errors.append(errors)
 
     def _close_epoch(self) -> None:
-        """Validate, keep the weights if they are wanted, and write a checkpoint."""
+        """Validate, keep the weights if they are wanted, and perhaps write a checkpoint."""
         position = self.position
         loss_sum = self._loss_sum()
         if not position.counted:
@@ -369,53 +325,14 @@ class _Run:
             f"base ({100 * change.low / base:+.2f} to {100 * change.high / base:+.2f}); "
             f"train loss {position.train_losses[-1]:.5f}; best epoch {history.best}"
         )
-        kept = self._weights_paths(history)
         if self.ranks.is_first:
-            self._keep(epoch, is_kept=epoch in kept)
-        self.position = Position(
-            epoch=epoch + 1,
-            step=position.step,
-            train_losses=position.train_losses,
-            errors=position.errors,
-        )
-        self._save()
-        if self.ranks.is_first:
-            once_best = {*(self.scratch / "weights").glob("epoch_*.safetensors")} - {*kept.values()}
-            for path in once_best:
-                path.unlink()
-
-    def _keep(self, epoch: int, *, is_kept: bool) -> None:
-        """Write the weights that are wanted, and draw what a person looks at."""
-        samples, path = self.params.samples, self._sample_path(epoch)
-        is_drawn = samples.every_epochs and epoch % samples.every_epochs == 0 and not path.is_file()
-        with self._as_kept():
-            if is_kept:
-                metadata = {**self.metadata, "epoch": str(epoch)}
-                weights = self._weights_path(epoch)
-                save_trained(weights, self.base.weights, self.models, self.parts, metadata)
-            if is_drawn:
-                side_px, precision = self.params.resolution, self.params.precision
-                draw_preview(path, self.base, self.models, samples, side_px, precision)
-
-    def _weights_paths(self, history: History) -> dict[int, Path]:
-        """Name the files that are kept of a run with this history."""
-        return {epoch: self._weights_path(epoch) for epoch in history.kept(self.params)}
-
-    def _weights_path(self, epoch: int) -> Path:
-        return self.scratch / "weights" / f"epoch_{epoch:03}.safetensors"
-
-    def _sample_path(self, epoch: int) -> Path:
-        """Name the picture of an epoch; other prompts are another series."""
-        series = sha256_json(dataclasses.asdict(self.params.samples))[:8]
-        return self.scratch / "samples" / series / f"epoch_{epoch:03}.png"
-
-    @contextmanager
-    def _as_kept(self) -> Iterator[None]:
-        """Let all parts hold the weights that would be kept, for a while."""
-        with ExitStack() as kept:
-            for part in self.parts.values():
-                kept.enter_context(part.as_kept())
-            yield
+            self.kept.write(history, self.base, self.models, self.parts, self.metadata)
+        self.position = position.next_epoch()
+        is_last = history.end(self.params) is not None
+        if self._heed_signals(is_last or self.cadence.is_due(within_epoch=False)):
+            self._save()
+            if self.ranks.is_first:
+                self.kept.drop_once_best(history)
 
     def _loss_sum(self) -> float:
         """Add up what the processes have seen of the epoch."""
@@ -427,11 +344,12 @@ class _Run:
         """Write a checkpoint; all processes come here, the first one writes."""
         scaler = self.learner.scaler.state_dict()
         position = vars(self.position) | {"loss_sum": self._loss_sum(), "scaler": scaler}
-        if self.ranks.is_first:
-            parts = {name: part.state() for name, part in self.parts.items()}
-            state = {"position": position, "parts": parts}
-            save_checkpoint(self.checkpoints, self.position.step, state)
-        self.ranks.wait()
+        with self.cadence.saving():
+            if self.ranks.is_first:
+                parts = {name: part.state() for name, part in self.parts.items()}
+                state = {"position": position, "parts": parts}
+                save_checkpoint(self.checkpoints, self.position.step, state)
+            self.ranks.wait()
 
     def _load_state(self, state: dict[str, Any]) -> None:
         for name, part in self.parts.items():

@@ -4,17 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
 
-from stages.diffusion.expression import (
-    Call,
-    Sum,
-    Term,
-    Weights,
-    calls,
-    format_weight,
-    model_names,
-    model_weights,
-)
 from stages.diffusion.merge_table import LAST, MIDDLE
+from stages.diffusion.merge_terms import Call, Sum, Term, Weights, calls, model_names, model_weights
+from stages.diffusion.merge_text import format_weight
 from stages.diffusion.single_file import UNET, VAE
 
 PARTS = {  # by the beginning of their keys; SDXL's text encoders are its conditioner
@@ -154,6 +146,8 @@ def at_key(weights: Mapping[Term, Fraction] | Sum, key: str) -> Weights:
     Returns:
         A sum of models and of methods that compute with values.
     """
+    if all(isinstance(term, str) for term in dict(weights)):
+        return dict(weights)
     settled: Weights = {}
     for term, weight in dict(weights).items():
         for inner, share in _settled(term, key).items():

@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from stages.diffusion.ancestry import Parent, made_from
 from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.expression import (
-    Weights,
-    format_weight,
-    model_names,
-    model_weights,
-    parse_expression,
-)
+from stages.diffusion.expression import parse_expression
 from stages.diffusion.hashing import hashing
 from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_bytes
 from stages.diffusion.merge_blocks import check_blocks, sources_by_key
@@ -26,6 +20,8 @@ from stages.diffusion.merge_source import (
     open_source,
     with_bare_autoencoder,
 )
+from stages.diffusion.merge_terms import Weights, model_names, model_weights
+from stages.diffusion.merge_text import format_weight
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
 from stages.diffusion.writing import writing
 

@@ -25,17 +25,10 @@ from torch import Tensor
 
 from stages.diffusion import merge_methods
 from stages.diffusion.dtypes import TORCH_DTYPES
-from stages.diffusion.expression import (
-    Call,
-    Sum,
-    Term,
-    Weights,
-    format_sum,
-    model_names,
-    model_weights,
-)
 from stages.diffusion.merge_blocks import at_key
 from stages.diffusion.merge_source import Source, is_inpainting, read_into
+from stages.diffusion.merge_terms import Call, Sum, Term, Weights, model_names, model_weights
+from stages.diffusion.merge_text import format_sum
 from stages.diffusion.torch_settings import one_thread, reuse_memory
 
 
@@ -61,6 +54,7 @@ class Merger:
         """
         self.weights, self.sources = weights, sources
         self.dtype: torch.dtype = getattr(torch, dtype)
+        self.lowest, self.highest = torch.finfo(self.dtype).min, torch.finfo(self.dtype).max
         self.chunk_elements, self.allow_nonfinite = chunk_elements, allow_nonfinite
         self.files: dict[str, FileIO] = {}
         self.raw = torch.empty(chunk_elements * 4, dtype=torch.uint8)
@@ -226,12 +220,16 @@ class Merger:
         if not len(values):
             return self.stored_bytes[:0]
         low, high = values.aminmax()  # NaN if any value is, and far quicker than isfinite of each
-        is_finite = low.to(self.dtype).isfinite() and high.to(self.dtype).isfinite()
-        if not (is_finite or self.allow_nonfinite):
+        is_safe = self.lowest <= low.item() and high.item() <= self.highest
+        if not (is_safe or self.allow_nonfinite or self._fits(low, high)):
             raise ValueError(self._blame(key))
         size = len(values) * self.dtype.itemsize
         self.stored[:size].view(self.dtype).copy_(values)
         return self.stored_bytes[:size]
+
+    def _fits(self, low: Tensor, high: Tensor) -> bool:
+        """Tell whether what lies just beyond the largest number is still rounded to it."""
+        return bool(low.to(self.dtype).isfinite() and high.to(self.dtype).isfinite())
 
     def _blame(self, key: str) -> str:
         for name in self._taken(key):

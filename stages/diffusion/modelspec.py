@@ -12,8 +12,9 @@ from typing import Any
 
 from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
 from stages.diffusion.digests import CHUNK_BYTES, TENSORS_HASH
-from stages.diffusion.expression import Call, Weights, model_weights, parse_expression
+from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import header_bytes, read_header
+from stages.diffusion.merge_terms import Call, Weights, model_weights
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
 

@@ -1,6 +1,5 @@
 """A network that learns: its weights, its optimizer, and what of it is kept."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -116,9 +115,7 @@ def make_parts(models: Models, params: TrainParams, device: torch.device) -> dic
             next(getattr(network, word) for word in words if hasattr(network, word))()
         weights: list[Tensor] = list(network.parameters())
         for weight in weights:
-            # Fast convolutions want channels last; compiled code sees to it by itself, and is
-            # faster with weights that lie as usual (tests/benchmarks/train.md).
-            if weight.dim() == 4 and not is_compiled(device):
+            if weight.dim() == 4:  # fast convolutions want channels last
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         parts[name] = Part(
             network=network,
@@ -128,11 +125,3 @@ def make_parts(models: Models, params: TrainParams, device: torch.device) -> dic
             learning_rate=rate,
         )
     return parts
-
-
-def is_compiled(device: torch.device) -> bool:
-    """Tell whether the UNet is compiled on a device: on GPUs, unless TRAIN_COMPILE is 0.
-
-    A machine's affair, not the run's: the first compilation takes minutes.
-    """
-    return device.type == "cuda" and os.environ.get("TRAIN_COMPILE", "1") != "0"

@@ -10,8 +10,8 @@ from stages.diffusion.learner import Learner
 from stages.diffusion.ranks import alone
 
 
-def room_for_a_batch(learner: Learner, dataset: Dataset, rows: Sequence[int]) -> int:
-    """Halve a batch that did not fit until a whole step does; how many rows that is, perhaps 0.
+def what_would_fit(learner: Learner, dataset: Dataset, rows: Sequence[int]) -> str:
+    """Put into words that memory ran out, and which batch would do.
 
     The weights move by it: only for a run that ends here anyway.
 
@@ -20,6 +20,24 @@ def room_for_a_batch(learner: Learner, dataset: Dataset, rows: Sequence[int]) ->
         dataset: the examples.
         rows: of the batch, all of one bucket.
     """
+    params = learner.params
+    fits = _largest_that_fits(learner, dataset, rows)
+    times = -(-params.batch_size // fits) if fits else 0
+    advice = (
+        f"batch_size {fits} would fit; with gradient_accumulation "
+        f"{times * params.gradient_accumulation} a step sees as many examples"
+        if fits
+        else "not even a batch of 1 fits: set gradient_checkpointing to true, optimizer to "
+        "adamw8bit, or ema_decay to 0"
+    )
+    return (
+        f"out of memory on {learner.device} with batch_size {params.batch_size} at "
+        f"{params.resolution} px: {advice}"
+    )
+
+
+def _largest_that_fits(learner: Learner, dataset: Dataset, rows: Sequence[int]) -> int:
+    """Halve a batch until a whole step fits; give its rows, perhaps 0."""
     learner.ranks = alone(learner.device)  # the other processes take no part
     learner.unet = learner.models.unet  # to compile for each size would take minutes
     count = len(rows) // 2

@@ -81,6 +81,7 @@ class TrainParams(Params):
     seed: int
     precision: str  # fp32, bf16 or fp16; weights and optimizer are float32 in all
     gradient_checkpointing: bool  # computes activations twice, and keeps few of them
+    activation_memory: float  # share of a compiled UNet's activations to keep; 1 for all
     max_gradient_norm: float  # over all trained weights; 0 for no limit
     max_skipped_share: float  # of an epoch's steps, for a loss or gradient that is not finite
     ema_decay: float  # of the weights' running average, which is then what is kept; 0 for none
@@ -101,6 +102,10 @@ class TrainParams(Params):
         for name in SHARES:
             if getattr(self, name) >= 1:
                 raise ValueError(f"{name} must be below 1, got {getattr(self, name)}")
+        if not 0 < self.activation_memory <= 1:
+            raise ValueError(
+                f"activation_memory must be above 0 and at most 1, got {self.activation_memory}"
+            )
         self._check_name("optimizer", OPTIMIZERS)
         self._check_name("precision", PRECISIONS)
         self._check_name("schedule", SCHEDULES)

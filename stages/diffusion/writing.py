@@ -4,7 +4,6 @@ import errno
 import hashlib
 import mmap
 import os
-import queue
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ NO_ROOM = "an older file of this name is as it was"
 
 
 class Output:
-    """A file of weights that grows block by block, while a thread hashes and writes.
+    """A file of weights that grows block by block, while one thread hashes and one writes.
 
     Blocks go straight from memory to the disk where system and file system let them: copying
     gigabytes into the page cache takes longer than merging them, and drives out the inputs.
@@ -40,13 +39,10 @@ class Output:
         self.size = 0  # bytes handed to the writing thread
         self.unhashed = header_length  # of these, the header is no tensor
         self.memory = memoryview(mmap.mmap(-1, BLOCK_BYTES * BLOCKS))  # begins at a page
-        self.free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for number in range(BLOCKS):
-            self.free.put(number)
-        self.block = self.free.get()
+        self.block = 0  # that is being filled; they take turns
         self.filled = 0
-        self.pool = ThreadPoolExecutor(1)
-        self.waiting: deque[Future[None]] = deque()
+        self.hasher, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self.waiting: deque[tuple[Future[None], ...]] = deque()  # of blocks handed over
         self._fill(bytes(header_length))
 
     def write(self, content: memoryview | bytes) -> None:
@@ -66,7 +62,7 @@ class Output:
         size = self.size + self.filled
         self._hand_over()
         while self.waiting:
-            self.waiting.popleft().result()
+            self._wait()
         os.ftruncate(self.descriptor, size)  # the last page may be no whole one
         return self.hash.hexdigest()
 
@@ -77,8 +73,9 @@ class Output:
             file.write(header)
 
     def close(self) -> None:
-        """End the thread and close the file."""
-        self.pool.shutdown(cancel_futures=True)
+        """End the threads and close the file."""
+        self.hasher.shutdown(cancel_futures=True)
+        self.writer.shutdown(cancel_futures=True)
         os.close(self.descriptor)
 
     def _fill(self, content: memoryview | bytes) -> None:
@@ -93,21 +90,25 @@ class Output:
                 self._hand_over()
 
     def _hand_over(self) -> None:
-        """Give the block to the thread, and take another when one is free."""
-        self.waiting.append(self.pool.submit(self._written, self.block, self.filled))
+        """Give the block to both threads, and take the oldest once they are through with it."""
+        start, stop = self.block * BLOCK_BYTES, self.block * BLOCK_BYTES + self.filled
+        skipped = min(self.unhashed, self.filled)
+        self.unhashed -= skipped
+        whole = -(-self.filled // PAGE_BYTES) * PAGE_BYTES if self.is_direct else self.filled
+        self.waiting.append(
+            (
+                self.hasher.submit(self.hash.update, self.memory[start + skipped : stop]),
+                self.writer.submit(self._write_out, self.memory[start : start + whole]),
+            )
+        )
         self.size += self.filled
         if len(self.waiting) == BLOCKS:
-            self.waiting.popleft().result()
-        self.block, self.filled = self.free.get(), 0
+            self._wait()
+        self.block, self.filled = (self.block + 1) % BLOCKS, 0
 
-    def _written(self, number: int, length: int) -> None:
-        start = number * BLOCK_BYTES
-        skipped = min(self.unhashed, length)
-        self.unhashed -= skipped
-        self.hash.update(self.memory[start + skipped : start + length])
-        whole = -(-length // PAGE_BYTES) * PAGE_BYTES if self.is_direct else length
-        self._write_out(self.memory[start : start + whole])
-        self.free.put(number)
+    def _wait(self) -> None:
+        for step in self.waiting.popleft():
+            step.result()
 
     def _write_out(self, content: memoryview) -> None:
         while content:

@@ -1,0 +1,70 @@
+"""Make a working tree ready for `dvc repro`, whatever was killed in it; `make run` begins so.
+
+A DVC that is still at work is named, and nothing is touched. Stages that a killed DVC left running
+are ended: they are asked first, and what they did is kept. Locks of dead processes go; a dvc.lock
+that was cut short is made whole.
+"""
+
+import argparse
+import functools
+import time
+from pathlib import Path
+
+from stages.harness.lock_file import mend_lock_file
+from stages.harness.paths import clear_errors
+from stages.harness.processes import described, dvc_at_work, end, orphans, stage_of
+
+PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
+SOON_S = 5.0  # `dvc status` and the like are done by then
+
+say = functools.partial(print, flush=True)
+
+
+def run(root: Path, patience_s: float = PATIENCE_S) -> None:
+    """Clear away what a kill left.
+
+    Args:
+        root: of the repository, where .dvc lies.
+        patience_s: to wait for a stage that is asked to end, until it is killed.
+
+    Raises:
+        BlockingIOError: if a DVC is at work here.
+        ValueError: if dvc.lock holds a merge conflict.
+        psutil.AccessDenied: if a stage that is left over is another user's.
+    """
+    deadline = time.monotonic() + SOON_S
+    while (at_work := dvc_at_work(root)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if at_work:
+        raise BlockingIOError(
+            f"{described(at_work)} is at work in this working tree. Wait for it, or end it, and "
+            f"start again: what it did is kept\n  kill {at_work.pid}"
+        )
+    for process in orphans(root):
+        say(f"{stage_of(process)}: a DVC that was killed left it running, {described(process)}")
+        end(process, patience_s)
+        say(f"process {process.pid} is ended; what it did is kept")
+    (root / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # all who are named in it are dead
+    if mended := mend_lock_file(root / "dvc.lock"):
+        committed, lost = mended
+        say(
+            f"dvc.lock was cut short, and is whole again: {len(committed)} entries are those of "
+            f"the last commit, {len(lost)} are lost{': ' if lost else ''}{', '.join(lost)}. "
+            "DVC compares all of them with the files, and makes what it misses"
+        )
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.ready",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.parse_args()
+    with clear_errors():
+        run(Path.cwd())
+
+
+if __name__ == "__main__":
+    main()
