@@ -27,6 +27,7 @@ run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
 	@echo; echo "Done. Look at reports/site/index.html"
 
 train-parallel: environment ## train the resolutions side by side, one per GPU (ARGS="--at-once 2")
+	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m stages.train_parallel $(ARGS)
 
 compare: environment ## show what differs between two commits on one page (A=HEAD B=workspace)
