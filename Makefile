@@ -11,18 +11,27 @@ INSTALLED := $(VENV)/requirements.installed
 # The first of these that is Python 3.11 or newer makes the environment; `make run PYTHON=…` names another.
 PYTHON ?= python3.13 python3.12 python3.11 python3
 ARGS :=
+# For what is shared: which remote, and how closely to look at it.
+TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run test check profile base plots clean lock environment
+.PHONY: help run train-parallel compare test check profile pull push verify-remote resolve verify faults base plots clean lock audit environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
 	@echo "usage: make TARGET"; echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-9s %s\n", n, $$0 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-14s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
 	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
+
+train-parallel: environment ## train the resolutions side by side, one per GPU (ARGS="--at-once 2")
+	@$(IN_VENV) python -m stages.ready
+	@$(IN_VENV) python -m stages.train_parallel $(ARGS)
+
+compare: environment ## show what differs between two commits on one page (A=HEAD B=workspace)
+	@$(IN_VENV) python -m stages.compare --out .work/compare $(or $(A),HEAD) $(or $(B),workspace) $(ARGS)
 
 test: environment ## run all tests (ARGS="-k merge" for some)
 	@$(IN_VENV) python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -52,6 +61,25 @@ profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 d
 	if grep -n "to be filled in" params.yaml; then echo "Fill in these lines and put your files in place (README, Use it). Then: make run"; \
 	else echo "Next: make run"; fi
 
+pull: environment ## fetch the finished recipe from the remote, hash it, put it in place (REMOTE=name)
+	@$(IN_VENV) python -m stages.share pull $(TO_SHARE)
+
+push: environment ## upload outs and runs; mend what the remote lost (REMOTE=name; VERIFY=content reads all)
+	@$(IN_VENV) python -m stages.share push $(TO_SHARE)
+
+verify-remote: environment ## read all of the remote; name and mend what is amiss (REMOTE=name; VERIFY=size lists)
+	@$(IN_VENV) python -m stages.share verify $(TO_SHARE)
+
+resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lock together
+	@$(IN_VENV) python -m stages.resolve
+
+verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
+	@$(IN_VENV) python -m stages.verify_cache
+
+faults: environment ## kill the recipe at random moments, 20 rounds (ROUNDS=n), then its two longest stages (KILLS=200)
+	@$(IN_VENV) python -m tests.benchmarks.fault_rounds $(if $(ROUNDS),--rounds $(ROUNDS))
+	@$(if $(KILLS),$(IN_VENV) python -m tests.benchmarks.faults --kills $(KILLS))
+
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.
 base: environment ## make the mini model anew (for maintainers with a GPU; ARGS="-s package" for one stage)
@@ -66,12 +94,21 @@ plots: environment ## make the page of `dvc plots` anew, with its scripts inside
 	@npm install --silent --no-package-lock --prefix .dvc/plots
 	@$(IN_VENV) python -m stages.plots_page .dvc/plots
 
-lock: ## make requirements.txt anew from requirements.in (needs uv; settings in pyproject.toml)
+lock: ## make both locks anew from requirements.in (needs uv; settings in pyproject.toml)
 	@uv pip compile --quiet requirements.in --output-file requirements.txt $(ARGS)
 	@{ echo "# Made by \`make lock\` from requirements.in: exact versions for Python 3.11 and newer, all platforms."; \
 	  echo "# Packages of CUDA are left out on purpose (named at the end): torch's CUDA wheels bring their own,"; \
 	  echo "# its CPU wheel needs none."; \
 	  cat requirements.txt; } > requirements.txt.partial && mv requirements.txt.partial requirements.txt
+	@{ echo "# Made by \`make lock\`: the versions of requirements.txt with the hashes of their files, but for torch,"; \
+	  echo "# of which each platform has a build of its own. README, \"Share results\", says how to install by it."; \
+	  uv pip compile --quiet requirements.in --constraint requirements.txt --generate-hashes --no-annotate \
+	    --no-emit-package torch; } > requirements.hashes.txt.partial
+	@mv requirements.hashes.txt.partial requirements.hashes.txt
+
+# --strict: a package about which nothing can be learned fails the audit instead of passing it.
+audit: ## ask PyPI for known vulnerabilities of the locked packages (needs uv and the network)
+	@uvx pip-audit@2.10.1 --strict --no-deps --disable-pip --requirement requirements.txt $(ARGS)
 
 clean: ## remove caches of Python and the tools; models, data, .work and DVC's cache stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

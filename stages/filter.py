@@ -16,13 +16,11 @@ import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -32,130 +30,14 @@ from stages.harness.params import load_params
 from stages.harness.paths import clear_errors, stage_paths
 from stages.harness.progress import Progress
 from stages.images.holdout import normalised_caption
-from stages.midjourney.engagement import COUNTS, Engagement, count_users, noting_curve, top_users
-from stages.midjourney.export import Export, Layout, export_files, has_link
-from stages.midjourney.message import slices, string_buffers
-from stages.midjourney.prompt import parse_prompts, versions
-from stages.midjourney.reject import (
-    DELETED_USER,
-    REASONS,
-    FilterParams,
-    kind_reason,
-    prompt_reasons,
-    upscale_reasons,
-)
+from stages.midjourney.engagement import COUNTS, Engagement, noting_curve, top_users
+from stages.midjourney.export import Export, export_files
+from stages.midjourney.judge import CANDIDATES, PAIRS, judge
+from stages.midjourney.reject import REASONS, FilterParams
 
-PAIRS = pa.schema(
-    [
-        ("id", pa.string()),
-        ("url", pa.string()),
-        ("caption", pa.string()),
-        ("prompt", pa.string()),
-        ("kind", pa.string()),
-        ("version", pa.string()),
-        ("aspect", pa.string()),  # width:height, as asked for
-        ("user", pa.int32()),  # rank by number of upscales, from 1
-        ("timestamp", pa.string()),  # ISO 8601, UTC; empty if the export does not tell
-    ]
-)
-CANDIDATES = PAIRS.set(PAIRS.get_field_index("user"), pa.field("user", pa.string()))
 ROW_GROUP = 1 << 17  # pairs
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """What one batch came to."""
-
-    read: int
-    reasons: Counter[str]
-    candidates: pa.RecordBatch  # of schema CANDIDATES
-    counts: pa.Table  # of schema COUNTS; places are counted from the batch's start
-
-
-def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judged:
-    """Judge each message of a batch by itself; a pure function, so batches may go anywhere.
-
-    What costs most is done for the rows that are left: of a hundred messages, thirty are
-    upscales, and four of these raw.
-
-    Args:
-        columns: of the layout.
-        layout: of the export.
-        params: the section `filter`.
-    """
-    posts = layout.posts(columns)
-    reasons: Counter[str] = Counter()
-    for kind, count in posts.kinds.items():
-        if count and (reason := kind_reason(kind)):
-            reasons[reason] += count
-    upscales, rows = posts.messages, pa.array(posts.rows)
-    by_column = upscale_reasons(upscales, has_link(columns[layout.link].take(rows)), params)
-    left = pc.indices_nonzero(by_column.is_null())
-    raws, facts = upscales.take(left), layout.facts(columns.take(rows.take(left)))
-    prompts = parse_prompts(raws["prompt"])
-    version = versions(
-        prompts["version"], prompts["is_version_told"], facts["timestamp"], facts["version"]
-    )
-    by_prompt = prompt_reasons(prompts, version, facts["side_px"], params)
-    for found in (by_column, by_prompt):
-        for entry in pc.value_counts(found.drop_null()).to_pylist():
-            reasons[entry["values"]] += entry["counts"]
-    fit = pc.indices_nonzero(by_prompt.is_null())
-    raws, facts, prompts = (batch.take(fit) for batch in (raws, facts, prompts))
-    candidates = pa.RecordBatch.from_arrays(
-        [
-            ids(facts["id"], facts["url"]),
-            facts["url"],
-            prompts["caption"],
-            raws["prompt"],
-            raws["kind"],
-            pc.fill_null(version.take(fit), ""),
-            pc.fill_null(prompts["aspect"], ""),
-            raws["user"],
-            iso_dates(facts["timestamp"]),
-        ],
-        schema=CANDIDATES,
-    )
-    return Judged(len(columns), reasons, candidates, _count(upscales["user"], left.take(fit)))
-
-
-def _count(users: pa.Array, candidates: pa.Array) -> pa.Table:
-    """Count upscales by user; a deleted user is many people, and nobody."""
-    is_candidate = np.zeros(len(users), np.bool_)
-    is_candidate[candidates.to_numpy()] = True
-    is_known = pc.invert(pc.is_in(users, pa.array(["", DELETED_USER])))
-    return count_users(users.filter(is_known), pa.array(is_candidate).filter(is_known), 0)
-
-
-def iso_dates(timestamps: pa.Array) -> pa.Array:
-    """Write dates as ISO 8601; empty if there is none."""
-    written = pc.cast(pc.cast(timestamps, pa.timestamp("s")), pa.string())
-    dashed = pc.replace_substring(written, " ", "T", max_replacements=1)
-    return pc.fill_null(pc.binary_join_element_wise(dashed, "+00:00", ""), "")
-
-
-def ids(message_ids: pa.Array, urls: pa.Array) -> pa.Array:
-    """Name pictures by their message, else by Discord's attachment id, else by their address."""
-    known = pc.if_else(pc.equal(message_ids, ""), attachment_ids(urls), message_ids)
-    unknown = known.is_null()
-    hashed = [sha256(url.encode()).hexdigest()[:20] for url in urls.filter(unknown).to_pylist()]
-    return pc.replace_with_mask(known, unknown, pa.array(hashed, pa.string()))
-
-
-def attachment_ids(urls: pa.Array) -> pa.Array:
-    """Read the number before the file's name; null if there is none."""
-    at = pc.find_substring_regex(urls, r"/\d+/[^/?]*(?:\?|\z)").to_numpy()
-    query_at = pc.find_substring(urls, "?").to_numpy()
-    offsets, _ = string_buffers(urls)
-    starts, ends = offsets[:-1], offsets[1:]
-    found = (at >= 0) & ((query_at < 0) | (query_at > at))
-    named = slices(urls, np.where(found, starts + at + 1, ends), ends)
-    offsets, _ = string_buffers(named)
-    lengths = np.maximum(pc.find_substring(named, "/").to_numpy(), 0)
-    number = slices(named, offsets[:-1], offsets[:-1] + lengths)
-    return pc.if_else(pa.array(found), number, None)
 
 
 def choose_pairs(

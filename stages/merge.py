@@ -10,35 +10,32 @@ graph does, and without files the `inputs`, too; the last shows what a file hold
 Instead of a file, an input may be another recipe, as in a=recipe:merge.mixes.hybrid: both are then
 computed as one sum.
 
-`0.5*a + 0.5*b` is a mix,
-`a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers, + - * / and parentheses
-make an expression, and these methods, whose arguments may be expressions again:
+`0.5*a + 0.5*b` is a mix, `a + 0.5*(b - c)` adds half of what b has learned since c. Names, numbers,
++ - * / and parentheses make an expression, and these methods, whose arguments may be expressions
+again; what has a value here may be left out:
 
-  slerp(a, b, t)                    along an arc, t from 0 to 1
-  train_difference(a, b, c, scale)  what b learned since c, most where a lacks it
-  ties(base, [a, b], keep, scale)   differences from base that agree; keep 0.2 of each
-  dare(base, a, keep, seed)         a random share of a's difference, enlarged to match
-  model_stock(base, [a, b])         towards the mean as far as the differences point one way
-  similarity(a, b, bias)            a where both are alike, b where they are not
-  mbw(a, b, [26 numbers] or NAME)   b's weight by block: BASE, IN00-11, M00, OUT00-11;
-                                    names: GRAD_V, GRAD_A, FLAT_25, FLAT_50, FLAT_75
-  parts(rest, unet=, text_encoder=, vae=)   another expression for a part: vae=x bakes x's in
+  slerp(a, b, t)                           along an arc, t from 0 to 1
+  train_difference(a, b, c, scale=1)       what b learned since c, most where a lacks it
+  ties(base, [a, b], keep=0.2, scale=1)    differences from base that agree; keep a fifth of each
+  dare(base, a, keep, seed=0)              a random share of a's difference, enlarged to match
+  model_stock(base, [a, b])                towards the mean as far as the differences point one way
+  similarity(a, b, bias=0)                 a where both are alike, b where they are not
+  mbw(a, b, [26 numbers] or NAME)          b's weight by block: BASE, IN00-11, M00, OUT00-11;
+                                           names: GRAD_V, GRAD_A, FLAT_25, FLAT_50, FLAT_75
+  parts(rest, unet=, text_encoder=, vae=)  another expression for a part: vae=x bakes x's in
 """
 
 import argparse
 import errno
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
-from stages.diffusion.ancestry import read_lineage
 from stages.diffusion.expression import parse_expression
-from stages.diffusion.header import read_header
-from stages.diffusion.merge_blocks import meanings, part_of, sum_warning
+from stages.diffusion.inspection import described
+from stages.diffusion.merge_blocks import meanings, sum_warning
 from stages.diffusion.merge_files import (
     Merged,
     check_files,
@@ -47,7 +44,6 @@ from stages.diffusion.merge_files import (
     plan_file,
 )
 from stages.diffusion.merge_recipe import Recipe, flattened
-from stages.diffusion.merge_source import peculiarities
 from stages.diffusion.merge_terms import Call, model_weights
 from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.merge_tokens import NAME
@@ -59,7 +55,6 @@ from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
 
 METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
-SHOWN_CHARS = 200  # of a metadata value
 READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
 
 
@@ -153,33 +148,8 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
 
 def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    header = read_header(path)
-    print(f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(header.tensors):,} tensors")
-    parts: dict[str, Counter[str]] = {}
-    for key, entry in header.tensors.items():
-        parts.setdefault(part_of(key) or "other", Counter())[entry.dtype] += prod(entry.shape)
-    for part, dtypes in parts.items():
-        kinds = ", ".join(f"{count / 1e6:,.1f} M {dtype}" for dtype, count in dtypes.items())
-        print(f"  {part:<13} {kinds}")
-    for note in peculiarities(header.tensors):
-        print(f"  {note}")
-    lineage = read_lineage(header.metadata)
-    if lineage.recipe:
-        made = lineage.recipe.get("expression") or lineage.recipe.get("run")
-        print(f"made by {lineage.recipe['kind']}: {made}")
-    for name, sha256 in lineage.inputs().items():
-        print(f"  {name} = {lineage.title(sha256)}, SHA-256 {sha256}")
-    others = set(lineage.ancestors) - set(lineage.inputs().values())
-    if others:
-        print(f"  and {len(others)} ancestors before these:")
-        for sha256 in sorted(others, key=lineage.title):
-            print(f"    {lineage.title(sha256)}, SHA-256 {sha256}")
-    print("metadata:" if header.metadata else "no metadata")
-    for key, value in header.metadata.items():
-        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
-        print(f"  {key}: {shown}")
+    for line in described(path):
+        print(line)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

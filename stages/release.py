@@ -15,53 +15,38 @@ compares with hashes.json and with what the file says of itself, and shows its a
 """
 
 import argparse
-import base64
-import io
-import json
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from PIL import Image
-from pyarrow.parquet import read_metadata
-
-from stages.diffusion.ancestry import Lineage, read_lineage
-from stages.diffusion.comparison import Reference
 from stages.diffusion.digests import TENSORS_HASH, digest_file
+from stages.diffusion.evidence import (
+    Evidence,
+    data_counts,
+    publish_samples,
+    read_reference,
+    read_report,
+    thumbnail,
+    winner_samples,
+)
+from stages.diffusion.file_lineage import lineage_of
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
 from stages.diffusion.model import save_diffusers
-from stages.diffusion.model_card import Choice, Sample, ancestor_tree, model_card
+from stages.diffusion.model_card import Choice, model_card
 from stages.diffusion.modelspec import (
     ReleaseParams,
     check_filled_in,
     release_metadata,
     write_release,
 )
-from stages.diffusion.shares import ancestor_shares
-from stages.drawing.manifest import Entry, read_manifest
+from stages.diffusion.shares import leaf_shares, merge_shares, named_shares
+from stages.diffusion.verification import HASHES, verify_release
 from stages.harness.file_command import file_command
-from stages.harness.files import replacing, sha256_file, write_json
+from stages.harness.files import replacing, write_json
 from stages.harness.params import load_named_params, load_params
 from stages.harness.paths import add_params_option, clear_errors
-
-HASHES = "hashes.json"
-SAMPLES = 12  # pictures on the card
-THUMBNAIL_PX = 256  # longer side; ModelSpec asks for a small picture
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """What the stages before know of the winner."""
-
-    cells: Path  # the last grid, in which the winner drew
-    choice: Path  # the report of the last choice
-    reports: Path  # folder of the stages' counts
-    split: Path  # folder of the manifests, train.parquet and validation.parquet
-    reference: Path  # the cocktail before, with which the choice compares
 
 
 def run(
@@ -123,105 +108,30 @@ def run(
     choice = None
     if evidence:
         shown = publish_samples(samples, out / "pictures")
-        choice = Choice(_read(evidence.choice)["reason"], shown)
+        choice = Choice(read_report(evidence.choice)["reason"], shown)
     counts = data_counts(evidence) if evidence else None
     reference = read_reference(evidence, names) if evidence else None
     with replacing(path.with_suffix(".md")) as scratch:
         card = model_card(params, lineage, digests, ingredients, names, choice, counts, reference)
         scratch.write_text(card, encoding="utf-8")
-    shares = ancestor_shares(lineage)
     used = {
-        name: {"sha256": sha256, "licence": ingredients[name].licence, "weight": float(share)}
-        for sha256, share in shares.items()
-        if (name := names.get(sha256))
+        names[s]: {"sha256": s, "licence": ingredients[names[s]].licence}
+        for s in lineage.ancestors
+        if s in names
     }
     size = path.stat().st_size
-    write_json(report, {"name": params.name, "bytes": size, "ingredients": used, **asdict(digests)})
+    write_json(
+        report,
+        {
+            "name": params.name,
+            "bytes": size,
+            "ingredients": used,
+            "leaves": named_shares(leaf_shares(lineage), title),
+            "merges": named_shares(merge_shares(lineage), title),
+            **asdict(digests),
+        },
+    )
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
-
-
-def lineage_of(path: Path, metadata: Mapping[str, str]) -> Lineage:
-    """Read what a file says it was made of.
-
-    Raises:
-        ValueError: naming the file, if what it says is damaged.
-    """
-    try:
-        return read_lineage(metadata)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
-    """Find pictures that the winner drew, at the largest size, one per prompt."""
-    name = _read(evidence.choice)["choice"]
-    manifest = read_manifest(evidence.cells)
-    drawn = [entry for entry in manifest.entries if entry.model == name and entry.file]
-    if not drawn:
-        raise ValueError(
-            f"{evidence.cells}: no picture by {name!r}, which {evidence.choice} chose; the grid "
-            f"holds {', '.join(manifest.models)}. Draw it again: dvc repro grid_cells_final"
-        )
-    largest = max(entry.width * entry.height for entry in drawn)
-    by_prompt = {e.prompt: e for e in reversed(drawn) if e.width * e.height == largest}
-    chosen = list(reversed(by_prompt.values()))[:SAMPLES]
-    return [(evidence.cells / str(entry.file), entry) for entry in chosen]
-
-
-def publish_samples(samples: Sequence[tuple[Path, Entry]], folder: Path) -> list[Sample]:
-    """Copy pictures beside the card."""
-    folder.mkdir(parents=True, exist_ok=True)
-    published = []
-    for number, (path, entry) in enumerate(samples, start=1):
-        shutil.copyfile(path, folder / f"{number:02}.png")
-        published.append(Sample(f"{folder.name}/{number:02}.png", entry.prompt, entry.seed))
-    return published
-
-
-def thumbnail(path: Path) -> str:
-    """Make a small JPEG of a picture, as a data: URL."""
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-        small.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-        out = io.BytesIO()
-        small.save(out, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
-
-
-def data_counts(evidence: Evidence) -> dict[str, dict[str, int]]:
-    """Collect whole numbers from the reports of filter and download, and the split's rows."""
-    counts = {}
-    for stage in ("filter", "download"):
-        report = _read(evidence.reports / f"{stage}.json")
-        counts[stage] = {key: value for key, value in report.items() if type(value) is int}
-    counts["split"] = {
-        what: read_metadata(evidence.split / f"{name}.parquet").num_rows
-        for what, name in (("trained_on", "train"), ("held_out", "validation"))
-    }
-    return counts
-
-
-def read_reference(evidence: Evidence, names: Mapping[str, str]) -> Reference:
-    """Read what the cocktail before this one was made of, and how both did in the last choice.
-
-    Raises:
-        FileNotFoundError: if its file is missing.
-        ValueError: naming the file, if it is damaged.
-    """
-    path = evidence.reference
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; it is the reference cocktail (dvc pull)")
-    sha256 = sha256_file(path)
-    choice = _read(evidence.choice)
-    ours = choice.get("candidates", {}).get(choice["choice"], {})
-    theirs = choice.get("reference", {})
-    figures = {
-        what: (ours.get(what), theirs.get(what))
-        for what in dict.fromkeys((*ours, *theirs))
-        if what not in ("name", "label") and not what.endswith(("_low", "_high", "_lead"))
-    }
-    lineage = lineage_of(path, read_header(path).metadata)
-    return Reference(names.get(sha256, path.stem), sha256, lineage, figures)
 
 
 def verify(path: Path) -> None:
@@ -229,47 +139,8 @@ def verify(path: Path) -> None:
 
     Its tensors are compared with the hash in its own metadata; with a hashes.json beside it that
     knows its name, or its SHA-256 under another, the whole file is.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: naming the first hash that differs, what was wanted and what was found.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    metadata = read_header(path).metadata
-    found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
-    beside = path.parent / HASHES
-    files = _read(beside) if beside.is_file() else {}
-    renamed = [figures for figures in files.values() if figures.get("sha256") == found["sha256"]]
-    known = files.get(path.name) or (renamed[0] if renamed else {})
-    for name, value in found.items():
-        if known and known.get(name) != value:
-            raise ValueError(
-                f"{path}: changed since its release: {name} is {value}, "
-                f"{HASHES} says {known.get(name)}. Fetch it again (dvc checkout, dvc pull)"
-            )
-    if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
-        raise ValueError(
-            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names, or it "
-            "is no release"
-        )
-    lineage = lineage_of(path, metadata)
-    if known:
-        print(f"{path}: {len(known)} figures of {HASHES} agree")
-    else:
-        print(f"{path}: its tensors are those that its metadata name; its SHA-256 is")
-        print(f"{found['sha256']}, with no {HASHES} beside it to compare that with")
-    print(ancestor_tree(lineage, lineage.title))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file. Run `dvc repro` first") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    return content
+    verify_release(path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

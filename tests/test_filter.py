@@ -21,11 +21,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stages.filter import PAIRS, attachment_ids, run
+from stages.filter import run
 from stages.harness.params import load_params
 from stages.midjourney import export
+from stages.midjourney.columns import attachment_ids, utc_seconds
 from stages.midjourney.engagement import Engagement, count_users, top_users
-from stages.midjourney.export import LAYOUTS, Export, utc_seconds
+from stages.midjourney.export import Export
+from stages.midjourney.judge import PAIRS
+from stages.midjourney.layout import LAYOUTS
 from stages.midjourney.reject import REASONS, FilterParams
 
 ROOT = Path(__file__).parent.parent
@@ -156,6 +159,7 @@ def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
     count=st.integers(1, 7),
     min_upscales=st.integers(0, 3),
 )
+@settings(deadline=None)  # it counts on the disk, too
 def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
     batches: list[list[str]], rows_in_memory: int, count: int, min_upscales: int
 ) -> None:

@@ -14,8 +14,10 @@ from stages.midjourney.prompt import (
     aspect_ratio,
     default_version,
     parse_prompt,
+    parse_prompts,
     plain_version,
 )
+from stages.midjourney.strings import are_digits, string_buffers
 
 ID = "100000000000000001"
 USER = f"<@{ID}>"
@@ -129,6 +131,25 @@ pieces = st.lists(
 @given(st.lists(texts | pieces, max_size=8))
 def test_any_column_parses_as_its_messages_do(contents: list[str]) -> None:
     assert_column_agrees(contents)
+
+
+@pytest.mark.parametrize("user", ["1" * 15, "9" * 21, "0123456789" * 2, "1" * 22, "1" * 14])
+@pytest.mark.parametrize("at", [None, 0, 7, 8, 12, -8, -1])
+def test_an_id_is_fifteen_to_twenty_one_digits_and_nothing_else(user: str, at: int | None) -> None:
+    for strange in "/:٣a\x80>" if at is not None else [""]:
+        letters_of_user = list(user)
+        if at is not None:
+            letters_of_user[at] = strange
+        assert_column_agrees([f"**cat** - Image #1 <@{''.join(letters_of_user)}> "] * 2)
+
+
+@given(
+    st.lists(st.binary(min_size=8, max_size=24) | st.from_regex(rb"[0-9]{8,24}", fullmatch=True))
+)
+def test_digits_are_told_from_all_other_bytes(pieces: list[bytes]) -> None:
+    bounds, text = string_buffers(pa.array(pieces, pa.binary()))
+    found = are_digits(text, bounds[:-1], bounds[1:])
+    assert found.tolist() == [piece.isdigit() for piece in pieces]
 
 
 verbs = sorted(verb for verb in KIND_OF_VERB if verb)
@@ -252,6 +273,18 @@ def test_a_caption_is_clean_and_holds_no_flag(text: str) -> None:
     assert prompt.caption == " ".join(prompt.caption.split())
     if not prompt.is_mistyped:
         assert parse_prompt(prompt.caption).flags == {}
+
+
+@given(st.lists(texts | pieces, max_size=8))
+def test_a_column_of_prompts_is_read_as_its_prompts_are(prompts: list[str]) -> None:
+    rows = parse_prompts(pa.array(prompts, pa.string())).to_pylist()
+    for text, row in zip(prompts, rows, strict=True):
+        prompt = parse_prompt(text)
+        ratio = row.pop("aspect_ratio")
+        assert ratio == (aspect_ratio(prompt.aspect) if prompt.aspect else float("inf"))
+        assert row.pop("is_version_told") == bool({"niji", "version"} & prompt.flags.keys())
+        assert row.pop("version") == prompt.version(None)
+        assert row == {name: getattr(prompt, name) for name in row}, text
 
 
 def test_raw_is_a_style_or_a_flag_and_never_a_word() -> None:

@@ -21,7 +21,7 @@ from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
 from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
-from stages.images.fetch import DownloadParams
+from stages.images.download_params import DownloadParams
 from stages.midjourney.reject import FilterParams
 from stages.report import ReportParams
 from stages.split import SplitParams
@@ -243,6 +243,13 @@ def test_each_merge_depends_on_all_inputs_of_its_recipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
+def test_the_release_depends_on_every_ingredient_that_it_hashes(path: Path) -> None:
+    ingredients = yaml.safe_load(path.read_text("utf-8"))["ingredients"]
+    wanted = {f"${{ingredients.{name}.path}}" for name in ingredients}
+    assert {dep for dep in GROUPS["release"]["deps"] if dep.startswith("${ing")} == wanted
+
+
+@pytest.mark.parametrize("path", [ROOT / "params.yaml", *PROFILES], ids=lambda path: path.name)
 def test_each_grid_has_a_sheet_and_scores(path: Path) -> None:
     params = yaml.safe_load(path.read_text("utf-8"))
     wanted = {f"train_{run}" for run in params["train"]}
@@ -307,10 +314,17 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         assert not packages & {"torch", "diffusers", "transformers"}
 
 
-def test_the_readme_draws_the_graph_as_dvc_does() -> None:
+def test_the_architecture_page_draws_the_graph_as_dvc_does() -> None:
     command = [sys.executable, "-m", "dvc", "dag", "--collapse-foreach-matrix", "--md"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert drawn.strip() in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert drawn.strip() in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+
+
+def test_contributors_are_sent_to_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = {word for word in re.findall(r"`([\w./-]+)`", text) if "/" in word}
+    named = {word for word in named if not re.search(r"VERB|NAME", word)}
+    assert {name for name in named if not (ROOT / name).exists()} == set()
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

@@ -23,6 +23,9 @@ LOSSES = {"one": (0.14, 0.09, 0.08), "two": (0.14, 0.1, 0.06)}  # by commit
 def write_reports(folder: Path, losses: tuple[float, ...], colour: str) -> None:
     rows = [f"{epoch},{loss}" for epoch, loss in enumerate(losses)]
     (folder / "loss.csv").write_text("\n".join(["epoch,val_loss", *rows]) + "\n", "utf-8")
+    rows = [f"{m},{measure},{losses[2]},0,1" for m in ("a", "b") for measure in ("score", "cmmd")]
+    header = "model,measure,mean,low,high"
+    (folder / "means.csv").write_text("\n".join([header, *rows]) + "\n", "utf-8")
     Image.new("RGB", (64, 48), colour).save(folder / "64x64.png")
 
 
@@ -39,13 +42,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call("git", "init", "-q")
     call(*dvc, "init", "-q")
     (folder / ".dvc/plots").mkdir()
-    for name in (".dvc/config", ".dvc/plots/page.html"):
+    for name in (".dvc/config", ".dvc/plots/page.html", ".dvc/plots/means.json"):
         shutil.copyfile(ROOT / name, folder / name)
-    train = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]["train"]["do"]
-    curve = next(iter(train["plots"][0].values()))
-    del curve["cache"]  # the rest says how it is drawn
-    shown = {key: value.replace("${key}", "64") for key, value in curve.items()}
-    plots = [{"loss.csv": shown}, {"64x64.png": None}]
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
+    plots: list[dict[str, dict[str, str] | None]] = [{"64x64.png": None}]
+    for name, stage in (("loss.csv", "train"), ("means.csv", "grid_score")):
+        (declared,) = stages[stage]["do"]["plots"][0].values()
+        del declared["cache"]  # the rest says how it is drawn
+        plots.append({name: {key: v.replace("${key}", "64") for key, v in declared.items()}})
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}), "utf-8")
     for (name, losses), colour in zip(LOSSES.items(), ("teal", "peru"), strict=True):
         write_reports(folder, losses, colour)
@@ -67,7 +71,8 @@ def test_both_commits_curves_are_one_picture_and_their_grids_side_by_side_offlin
         shown.goto(page.as_uri())
         chart = shown.locator(".vega-embed canvas")
         chart.first.wait_for()
-        assert chart.count() == 1
+        chart.nth(1).wait_for()
+        assert chart.count() == 2  # losses and means
         assert not [line for line in said if not line.startswith("WARN")]  # of DVC's own specs
         assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
         images = shown.locator("img")

@@ -23,6 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from stages.diffusion.ancestry import made_from, read_lineage, read_parent
+from stages.diffusion.evidence import Evidence
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_files import merge_files
@@ -30,7 +31,7 @@ from stages.diffusion.model import load_models, save_single_file, write_single_f
 from stages.diffusion.modelspec import ReleaseParams
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
-from stages.release import Evidence, main, run
+from stages.release import main, run
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
 
@@ -186,7 +187,40 @@ def test_the_hashes_are_those_of_the_tools(winner: Path) -> None:
     assert report["auto_v3"] == sha256(content[header:]).hexdigest()[:12]
     assert report["crc32"] == f"{zlib.crc32(content):08x}"
     assert report["bytes"] == len(content)
-    assert report["ingredients"]["realistic"]["weight"] == 0.5
+
+
+def test_the_report_tells_leaves_from_the_merges_on_the_way(winner: Path) -> None:
+    release(winner)
+    report = json.loads((winner.parent / "release.json").read_text())
+    leaves = {name: leaf["weight"] for name, leaf in report["leaves"].items()}
+    assert leaves == {"512, epoch 40": 0.3, "realistic": 0.5, "general": 0.2}
+    assert {name: merge["weight"] for name, merge in report["merges"].items()} == {"hybrid": 0.6}
+    assert report["leaves"]["realistic"]["sha256"] == digest(winner.parent / "x.safetensors")
+    assert set(report["ingredients"]) == {"base-model", "realistic", "general"}
+    assert report["ingredients"]["base-model"]["licence"] == "Licence of base-model"
+
+
+def test_two_sources_of_one_title_are_both_in_the_report(winner: Path) -> None:
+    """Two epochs' worth of runs may be called alike; their weights must not fall together."""
+    known = ingredients(winner.parent)
+    files = [
+        write(winner.parent / folder / "same.safetensors", i + 20) for i, folder in enumerate("pq")
+    ]
+    for i, path in enumerate(files):
+        known[f"source_{i}"] = replace(known["general"], path=str(path))
+    trained = []
+    for i, path in enumerate(files):
+        parent = read_parent(path, read_header(path).metadata)
+        recipe = made_from({"kind": "train", "run": "512"}, {"base": parent})
+        trained.append(write(winner.parent / f"{i}.safetensors", i, {**recipe, "epoch": "40"}))
+    both = winner.parent / "both.safetensors"
+    merge_files(dict(zip("ab", trained, strict=True)), "0.25*a + 0.75*b", both, "float16")
+    run(both, winner.parent / "release", winner.parent / "release.json", PARAMS, known)
+    leaves = json.loads((winner.parent / "release.json").read_text())["leaves"]
+    expected = {
+        f"512, epoch 40, {digest(p)[:10]}": w for p, w in zip(trained, (0.25, 0.75), strict=True)
+    }
+    assert {name: leaf["weight"] for name, leaf in leaves.items()} == expected
 
 
 def test_the_same_inputs_give_the_same_bytes(winner: Path) -> None:
@@ -499,6 +533,20 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
         main(["verify", str(alone)])
     with pytest.raises(SystemExit, match=r"nothing\.safetensors: no such file"):
         main(["verify", str(tmp_path / "nothing.safetensors")])
+
+
+def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
+    winner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = release(winner)
+    (path.parent / "hashes.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"hashes\.json: not readable as JSON"):
+        main(["verify", str(path)])
+    with pytest.raises(SystemExit):
+        main(["verify", "--help"])
+    told = capsys.readouterr().out
+    assert "verify [-h] FILE" in told
+    assert "Raises" not in told
 
 
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:

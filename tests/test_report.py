@@ -387,7 +387,7 @@ def test_the_ancestry_names_every_file_and_licence(recipe: Path, site: Path) -> 
         assert sha256_file(recipe / f"{name}.safetensors")[:10] in text
     report = json.loads((recipe / "reports" / "release.json").read_text())
     assert report["sha256"] in text
-    assert report["ingredients"]["other"]["weight"] == 0.2
+    assert report["leaves"]["other"]["weight"] == 0.2
 
 
 def test_lines_of_the_ancestry_pass_no_box_of_another_file() -> None:

@@ -24,6 +24,7 @@ NEEDED = (
     "stages",
     "dvc.yaml",
     ".dvcignore",
+    ".gitignore",
 )
 RAN = re.compile(r"^Running stage '(.+)':$", re.MULTILINE)
 QUICK = {"bucket_step_px": 16, "batch_size": 8, "validation_timesteps": 1, "learning_rate": 0.001}

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from stages.diffusion.ancestry import Lineage
 from stages.diffusion.merge_text import format_weight
-from stages.diffusion.shares import ancestor_shares
+from stages.diffusion.shares import leaf_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +30,6 @@ def changed_shares(lineage: Lineage, reference: Lineage) -> list[tuple[str, Frac
     ours, theirs = leaf_shares(lineage), leaf_shares(reference)
     rows = [(s, ours.get(s, Fraction()), theirs.get(s, Fraction())) for s in {**ours, **theirs}]
     return sorted(rows, key=lambda row: (-abs(row[1] - row[2]), row[0]))
-
-
-def leaf_shares(lineage: Lineage) -> dict[str, Fraction]:
-    """Multiply the merges out: the share of each ancestor that is no merge itself."""
-    return {
-        sha256: share
-        for sha256, share in ancestor_shares(lineage).items()
-        if share and (lineage.ancestors[sha256].recipe or {}).get("kind") != "merge"
-    }
 
 
 def comparison_rows(

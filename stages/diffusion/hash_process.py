@@ -9,7 +9,7 @@ import hashlib
 import mmap
 import sys
 
-WINDOW_BYTES = 1 << 24  # mapped at a time, for what is mapped counts as memory
+WINDOW_BYTES = 1 << 22  # mapped at a time, for what is mapped counts as memory
 
 
 def sha256_mapped(path: str) -> str:

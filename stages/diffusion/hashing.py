@@ -22,7 +22,7 @@ from stages.diffusion.merge_source import Source
 from stages.harness.files import sha256_bytes, sha256_file, write_json
 from stages.harness.scratch import work_dir
 
-WORKERS = os.cpu_count() or 2  # files at once; the merge beside them keeps one core busy
+WORKERS = min(3, os.cpu_count() or 2)  # files at once, 16 MB each
 PATIENCE_S = 0.1  # until it is noticed that nobody wants a hash any more
 REMEMBERED_BYTES = 50_000_000  # smaller files are hashed faster than they are looked up
 SETTLED_S = 2.0  # a file younger than this may change without its times showing it

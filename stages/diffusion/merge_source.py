@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
+from stages.diffusion.file_lineage import check_can_be_told
 from stages.diffusion.header import TensorEntry, read_header
+from stages.diffusion.header_length import check_header_length
 from stages.diffusion.single_file import (
     POSITION_IDS,
     UNET,
@@ -47,13 +49,16 @@ def open_source(path: Path) -> Source:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is a pickle or not whole, or holds tensors of a dtype not known here.
+        ValueError: if it is a pickle or not whole, its header is too long, its metadata are
+            damaged, or it holds tensors of a dtype not known here.
     """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. Make it (dvc repro), fetch it (dvc pull), or name another"
         )
+    check_header_length(path)
     header = read_header(path)
+    check_can_be_told(path, header.metadata)
     keys = {key: key for key in header.tensors}
     if is_stable_diffusion(header.tensors):
         keys = normal_keys(header.tensors)

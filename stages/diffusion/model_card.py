@@ -4,11 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from stages.diffusion.ancestry import Lineage
-from stages.diffusion.comparison import Reference, comparison_rows, leaf_shares
+from stages.diffusion.comparison import Reference, comparison_rows
 from stages.diffusion.digests import Digests
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_text import format_weight
 from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.shares import leaf_shares
 
 
 @dataclass(frozen=True, slots=True)

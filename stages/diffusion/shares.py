@@ -1,6 +1,7 @@
 """How much of each ancestor is in a merged file."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from graphlib import TopologicalSorter
 from typing import Any
@@ -27,6 +28,41 @@ def ancestor_shares(lineage: Lineage) -> dict[str, Fraction]:
         for source, weight in weights[sha256]:
             shares[source] += shares[sha256] * weight
     return shares
+
+
+def leaf_shares(lineage: Lineage) -> dict[str, Fraction]:
+    """Multiply the merges out: the share of each ancestor that is no merge itself.
+
+    They sum to 1 where the weights of every merge do.
+    """
+    return {s: share for s, share in _present(lineage).items() if not _is_merge(lineage, s)}
+
+
+def merge_shares(lineage: Lineage) -> dict[str, Fraction]:
+    """Give the share of each merge on the way: what its own sources weigh, counted once more."""
+    return {s: share for s, share in _present(lineage).items() if _is_merge(lineage, s)}
+
+
+def named_shares(
+    shares: Mapping[str, Fraction], title: Callable[[str], str]
+) -> dict[str, dict[str, str | float]]:
+    """Name shares for a report; where two files have one title, by their hashes, too."""
+    counts = Counter(map(title, shares))
+    return {
+        title(s) if counts[title(s)] == 1 else f"{title(s)}, {s[:10]}": {
+            "sha256": s,
+            "weight": float(share),
+        }
+        for s, share in shares.items()
+    }
+
+
+def _present(lineage: Lineage) -> dict[str, Fraction]:
+    return {s: share for s, share in ancestor_shares(lineage).items() if share}
+
+
+def _is_merge(lineage: Lineage, sha256: str) -> bool:
+    return (lineage.ancestors[sha256].recipe or {}).get("kind") == "merge"
 
 
 def _weights(recipe: Mapping[str, Any] | None) -> list[tuple[str, Fraction]]:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.midjourney.message import string_buffers
+from stages.midjourney.strings import string_buffers
 
 COUNTS = pa.schema(
     [
@@ -41,10 +41,14 @@ def count_users(users: pa.Array, is_candidate: pa.Array, first: int) -> pa.Table
     Returns:
         Of schema COUNTS, one row per user.
     """
-    ones = pa.repeat(pa.scalar(1, pa.int64()), len(users))
-    places = pa.array(np.arange(first, first + len(users)))
-    columns = [users, ones, pc.cast(is_candidate, pa.int64()), places]
-    return _summed(pa.Table.from_arrays(columns, schema=COUNTS))
+    encoded = users.dictionary_encode()
+    rows, is_one = encoded.indices.to_numpy(), is_candidate.to_numpy(zero_copy_only=False)
+    count = len(encoded.dictionary)
+    firsts = np.empty(count, np.int64)
+    firsts[rows[::-1]] = np.arange(first, first + len(users))[::-1]  # the last one written stays
+    counts = [np.bincount(rows, minlength=count), np.bincount(rows[is_one], minlength=count)]
+    columns = [encoded.dictionary, *map(pa.array, counts), pa.array(firsts)]
+    return pa.Table.from_arrays(columns, schema=COUNTS)
 
 
 def _summed(counts: pa.Table) -> pa.Table:

@@ -7,14 +7,26 @@ first cut at its marks, by arithmetic on its bytes: what stands between them rep
 to message, and only texts not seen before are matched, with the same expression's parts.
 """
 
+import functools
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from stages.midjourney.strings import (
+    Bools,
+    Bytes,
+    Ints,
+    are_digits,
+    letters,
+    slices,
+    string_buffers,
+)
 
 UNFINISHED = "unfinished"
 UPSCALE = "upscale"
@@ -35,16 +47,22 @@ KIND_OF_VERB = {
 KINDS = pa.array([None, *dict.fromkeys(KIND_OF_VERB.values())], pa.string())
 _KIND_CODES = {kind: code for code, kind in enumerate(KINDS.to_pylist())}
 
+
+def _for_python(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern.replace(r"\z", r"\Z"), re.ASCII)
+
+
 # The greedy prompt and the anchored tail let a prompt hold "**", "(fast)" and newlines.
+_SPACE = r"\t\n\f\r "  # RE2's \s; Python's holds \v, too
 _STATUS = r"Waiting to start|paused|Stopped|\d{1,3}%"
 _VERBS = "|".join(filter(None, KIND_OF_VERB))
 _ACTION = rf"(?:(?:Image #(?P<index>[1-4])|(?P<verb>{_VERBS})(?: \([A-Za-z0-9 ]{{1,24}}\))? by) )?"
 _REST = (
     rf"(?: \((?P<status>{_STATUS})\))?"
-    r"(?: \[?\(Open on website for full quality\)\]?(?:\(<https?://[^>\s]+>\))?)?"
+    rf"(?: \[?\(Open on website for full quality\)\]?(?:\(<https?://[^>{_SPACE}]+>\))?)?"
     rf"(?: \((?P<late_status>{_STATUS})\))?"
     r"(?: \((?:metered, ?)?(?:fast|relaxed|turbo)(?:, ?stealth)?\))?"
-    r"\s*(?:\n-#.*)?\z"
+    rf"[{_SPACE}]*(?:\n-#.*)?\z"
 )
 _TAIL = rf"{_ACTION}(?:<@!?(?P<user_id>\d{{15,21}})>|@(?P<user_name>[^\r\n]+?)){_REST}"
 RE2_PATTERN = (
@@ -52,11 +70,12 @@ RE2_PATTERN = (
     r"|Rerolling )?"
     rf"\*\*(?P<prompt>.*)\*\* - {_TAIL}"
 )
-_ACTION_PATTERN = rf"\A{_ACTION}\z"
-_REST_PATTERN = rf"(?s)\A{_REST}"
 _TAIL_PATTERN = rf"(?s)\A{_TAIL}"
-_PYTHON_PATTERN = re.compile(RE2_PATTERN.replace(r"\z", r"\Z"), re.ASCII)
+_PYTHON_PATTERN = _for_python(RE2_PATTERN)
+_ACTION_PATTERN = _for_python(_ACTION)
+_REST_PATTERN = _for_python(rf"(?s){_REST}")
 
+WINDOW_BYTES = 1 << 18  # what is compared at once, and stays in a core's cache
 PARSED = pa.schema(
     [
         ("prompt", pa.string()),
@@ -64,9 +83,6 @@ PARSED = pa.schema(
         ("user", pa.string()),
     ]
 )
-
-Ints = npt.NDArray[np.integer]
-Bools = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +150,7 @@ def find_messages(content: pa.Array, only: str = "") -> Posts:
         only: the kind that is wanted; "" wants all.
     """
     cut = _cut(content)
-    actions, rests = pc.dictionary_encode(cut.actions), pc.dictionary_encode(cut.rests)
-    finished = _finished_kinds(actions.dictionary)[actions.indices.to_numpy()]
-    status = _statuses(rests.dictionary)[rests.indices.to_numpy()]
+    finished, status = _codes(_finished_code, cut.actions), _codes(_status_code, cut.rests)
     codes = np.where(status == 1, np.int8(_KIND_CODES[UNFINISHED]), finished)
     is_plain = cut.is_cut & (finished > 0) & (status >= 0)
     others = np.flatnonzero(~is_plain)
@@ -247,26 +261,26 @@ def _cut(content: pa.Array) -> _Cut:
     starts, ends = offsets[:-1], offsets[1:]
     tails, is_cut = _tails(text, starts, ends)
     # a grid's user follows at once, and an `Image #1` has its length
-    after = np.where(_letters(text, tails) == ord("I"), tails + len("Image #1 "), tails)
-    opening = np.where(_letters(text, after) == ord("<"), after, -1)
+    after = np.where(letters(text, tails) == ord("I"), tails + len("Image #1 "), tails)
+    opening = np.where(letters(text, after) == ord("<"), after, -1)
     others = np.flatnonzero(is_cut & (opening < 0))
     tail = slices(content, tails[others], ends[others])
     at = pc.find_substring(tail, "<@").to_numpy()
     opening[others] = np.where(at < 0, -1, tails[others] + at)
-    is_id = is_cut & (opening >= 0) & (_letters(text, opening + 1) == ord("@"))
+    is_id = is_cut & (opening >= 0) & (letters(text, opening + 1) == ord("@"))
     opening = np.where(is_id, opening, ends)
     first = opening + 2  # of the user's letters
-    first += _letters(text, first) == ord("!")
+    first += letters(text, first) == ord("!")
     closing = first + 18
-    for length in (19, 17, 20, 16, 21, 15):  # the digits of an id
-        others = np.flatnonzero(_letters(text, closing) != ord(">"))
-        if not len(others):
-            break
+    others = np.flatnonzero(is_id)
+    for length in (18, 19, 17, 20, 16, 21, 15):  # the digits of an id, the most frequent first
         closing[others] = first[others] + length
-    is_id &= _letters(text, closing) == ord(">")
+        others = others[letters(text, closing[others]) != ord(">")]
+    is_id[others] = False
     is_id &= closing < ends
+    rows = np.flatnonzero(is_id)
+    is_id[rows] = are_digits(text, first[rows], closing[rows])
     first, closing = (np.where(is_id, bound, ends) for bound in (first, closing))
-    is_id &= _are_ids(slices(content, first, closing))
     return _Cut(
         is_id,
         slices(content, np.where(is_id, tails, ends), np.where(is_id, opening, ends)),
@@ -276,31 +290,7 @@ def _cut(content: pa.Array) -> _Cut:
     )
 
 
-def string_buffers(strings: pa.Array) -> tuple[Ints, npt.NDArray[np.uint8]]:
-    """Give an array's offsets, one more than rows, and the bytes that they point into."""
-    _, offsets, text = strings.buffers()
-    bounds = np.frombuffer(offsets, np.int32)[strings.offset : strings.offset + len(strings) + 1]
-    return bounds, np.frombuffer(text or b"", np.uint8)[: bounds[-1]]
-
-
-def slices(strings: pa.Array, starts: Ints, ends: Ints) -> pa.Array:
-    """Copy one piece of each row's bytes.
-
-    Args:
-        strings: rows.
-        starts, ends: of the pieces, in the bytes of `string_buffers`; each at or after the end
-            of the piece before.
-    """
-    pieces = np.empty(2 * len(starts) + 1, np.int32)
-    pieces[0:-1:2], pieces[1::2], pieces[-1] = starts, ends, ends[-1] if len(ends) else 0
-    # piece 2 i is what we want of row i, piece 2 i + 1 what stands between it and the next
-    interleaved = pa.StringArray.from_buffers(
-        len(pieces) - 1, pa.py_buffer(pieces), strings.buffers()[2]
-    )
-    return interleaved.take(pa.array(np.arange(0, 2 * len(starts), 2)))
-
-
-def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints, Bools]:
+def _tails(text: Bytes, starts: Ints, ends: Ints) -> tuple[Ints, Bools]:
     """Find what follows the last `** - ` of each row that begins with `**`."""
     stars = _find_marks(text)
     at = np.searchsorted(stars, ends - 5, side="right") - 1
@@ -312,50 +302,39 @@ def _tails(text: npt.NDArray[np.uint8], starts: Ints, ends: Ints) -> tuple[Ints,
     return np.where(is_cut, last + 5, ends), is_cut
 
 
-def _letters(text: npt.NDArray[np.uint8], places: Ints) -> npt.NDArray[np.uint8]:
-    """Read single letters; those past the end are that of the end."""
-    return text[np.minimum(places, len(text) - 1)] if len(text) else np.zeros(len(places), np.uint8)
-
-
-def _find_marks(text: npt.NDArray[np.uint8]) -> Ints:
-    """List where `** - ` stands, rising; four letters are compared as one number."""
-    mark = np.frombuffer(b"** -", np.uint32)[0]
+def _find_marks(text: Bytes) -> Ints:
+    """List where `** - ` stands, rising; two of its letters tell nearly all of them."""
     found = []
-    for shift in range(4):
-        words = len(text[shift:]) // 4
-        numbers = np.frombuffer(text[shift:], np.uint32, words)
-        found.append(np.flatnonzero(numbers == mark) * 4 + shift)
-    stars = np.sort(np.concatenate(found))
-    stars = stars[stars < len(text) - 4]
-    return np.asarray(stars[text[stars + 4] == ord(" ")])
+    for first in range(0, max(len(text), 1), WINDOW_BYTES):
+        part = text[first : first + WINDOW_BYTES + 4]
+        is_like = part[:-4] == np.uint8(ord("*"))
+        is_like &= part[3:-1] == np.uint8(ord("-"))
+        found.append(np.flatnonzero(is_like) + first)
+    at = np.concatenate(found)
+    is_mark = (text[at + 1] == ord("*")) & (text[at + 2] == ord(" ")) & (text[at + 4] == ord(" "))
+    return np.asarray(at[is_mark])
 
 
-def _are_ids(users: pa.Array) -> Bools:
-    """Tell which texts are 15 to 21 digits."""
-    offsets, text = string_buffers(users)
-    lengths = np.diff(offsets)
-    is_id = (lengths >= 15) & (lengths <= 21)
-    strange = np.flatnonzero((text[offsets[0] :] - np.uint8(ord("0"))) > 9)
-    if len(strange):
-        rows = np.searchsorted(offsets, strange + offsets[0], side="right") - 1
-        is_id[rows] = False
-    return np.asarray(is_id)
-
-
-def _finished_kinds(actions: pa.Array) -> npt.NDArray[np.int8]:
+@functools.lru_cache(maxsize=1 << 10)
+def _finished_code(action: str) -> int:
     """Give the kind, as a code, that an action means when it is done; 0: it is no action."""
-    parts = pc.extract_regex(actions, _ACTION_PATTERN)
-    codes = [
-        0 if part is None else _KIND_CODES[UPSCALE if part["index"] else KIND_OF_VERB[part["verb"]]]
-        for part in parts.to_pylist()
-    ]
-    return np.array(codes, np.int8)
+    found = _ACTION_PATTERN.fullmatch(action)
+    if found is None:
+        return 0
+    return _KIND_CODES[UPSCALE if found["index"] else KIND_OF_VERB[found["verb"] or ""]]
 
 
-def _statuses(rests: pa.Array) -> npt.NDArray[np.int8]:
+@functools.lru_cache(maxsize=1 << 10)
+def _status_code(rest: str) -> int:
     """Say of what follows the user: 1 if it tells a status, 0 if none, -1 if it is not known."""
-    parts = pc.extract_regex(rests, _REST_PATTERN)
-    late = pc.not_equal(pc.struct_field(parts, "late_status"), "")
-    told = pc.or_(pc.not_equal(pc.struct_field(parts, "status"), ""), late)
-    codes = pc.if_else(parts.is_valid(), pc.cast(told, pa.int8()), pa.scalar(-1, pa.int8()))
-    return np.asarray(codes.to_numpy(zero_copy_only=False), np.int8)
+    found = _REST_PATTERN.fullmatch(rest)
+    if found is None:
+        return -1
+    return int(bool(found["status"] or found["late_status"]))
+
+
+def _codes(code: Callable[[str], int], texts: pa.Array) -> npt.NDArray[np.int8]:
+    """Look up the code of each row; each text once."""
+    encoded = pc.dictionary_encode(texts)
+    known = np.array([code(text) for text in encoded.dictionary.to_pylist()], np.int8)
+    return np.asarray(known[encoded.indices.to_numpy()])

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.midjourney.message import slices, string_buffers
+from stages.midjourney.strings import slices, string_buffers
 
 ALIASES = {
     "v": "version",

@@ -96,14 +96,19 @@ def upscale_reasons(upscales: pa.RecordBatch, has_link: pa.Array, params: Filter
     conditions = {
         "no_attachment": pc.invert(has_link),
         "unknown_user": pc.is_in(upscales["user"], pa.array(["", DELETED_USER])),
-        "cut": pc.and_(
-            pc.ends_with(prompt, "…"), pc.greater_equal(pc.utf8_length(prompt), CUT_CHARS)
-        ),
+        "cut": _is_cut(prompt),
     }
     if params.raw_only:
         # a prompt without the letters is not raw; one with them may still be of raw fish
         conditions["not_raw"] = pc.invert(pc.match_substring_regex(prompt, "[Rr][Aa][Ww]"))
     return _first_that_holds(conditions)
+
+
+def _is_cut(prompts: pa.Array) -> pa.Array:
+    """Tell which prompts are as long as the bot allows, and end in its mark."""
+    marked = pc.ends_with(prompts, "…")
+    is_long = pc.greater_equal(pc.utf8_length(prompts.filter(marked)), CUT_CHARS)
+    return pc.replace_with_mask(marked, marked, is_long)
 
 
 def prompt_reasons(

@@ -79,9 +79,43 @@ def draw_run(run: Run, picked: int | None) -> str:
         )
         lower.set(xlabel="epoch (0 is the base)", ylabel="training loss")
         lower.xaxis.set_major_locator(MaxNLocator(integer=True))
-        out = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(out, format="svg", transparent=True, metadata=nothing)
+        return _as_svg(figure)
+
+
+def draw_both(before: Run | None, after: Run | None, *names: str) -> str:
+    """Draw a run's validation loss by epoch at two commits, in one picture.
+
+    Args:
+        before: the run at the one; None if it had no such run.
+        after: the run at the other.
+        names: of both commits.
+
+    Returns:
+        An `<svg>` element.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        axes = figure.subplots()
+        sides = zip((before, after), names, (INK, VALIDATION), ("o:", "o-"), strict=True)
+        for run, name, colour, line in sides:
+            if run is None:
+                continue
+            epochs = [row.epoch for row in run.epochs]
+            losses = [row.val_loss for row in run.epochs]
+            best = min(run.epochs, key=lambda row: row.val_loss)
+            label = f"{name}: {best.val_loss:.5f} at epoch {best.epoch}"
+            axes.plot(epochs, losses, line, color=colour, markersize=4, label=label)
+        axes.set(xlabel="epoch (0 is the base)", ylabel="validation loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+        return _as_svg(figure)
+
+
+def _as_svg(figure: Figure) -> str:
+    """Write a figure as an element whose bytes depend on what it shows alone."""
+    out = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(out, format="svg", transparent=True, metadata=nothing)
     svg = out.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     # the page scales it, and tells screen readers what it is

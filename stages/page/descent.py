@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from stages.diffusion.ancestry import Lineage, read_lineage
 from stages.diffusion.expression import parse_expression
 from stages.diffusion.merge_text import format_weight
-from stages.diffusion.shares import ancestor_shares
+from stages.diffusion.shares import leaf_shares
 
 # px in the drawing
 BOX_WIDTH, BOX_HEIGHT = 168, 58
@@ -226,12 +226,7 @@ def _line(step: Step, at: Mapping[Stop, tuple[int, int]]) -> Line:
 def _shares(
     lineage: Lineage, title: Callable[[str], str], licences: Mapping[str, str]
 ) -> list[Share]:
-    shares = ancestor_shares(lineage)
-    leaves = {
-        sha256: shares[sha256]
-        for sha256, ancestor in lineage.ancestors.items()
-        if shares[sha256] and (ancestor.recipe or {}).get("kind") != "merge"
-    }
+    leaves = leaf_shares(lineage)
     largest = max((abs(weight) for weight in leaves.values()), default=1)
     ordered = sorted(leaves, key=lambda sha256: (-leaves[sha256], title(sha256)))
     return [

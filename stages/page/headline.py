@@ -46,4 +46,4 @@ def _of_winner(findings: Findings) -> Iterator[tuple[str, Figure]]:
             yield f"winner_{measure}", round(mean, SCORE_DIGITS)
     for end in ("", "_low", "_high"):
         if (lead := (final.get("reference") or {}).get(f"score_lead{end}")) is not None:
-            yield f"winner_lead{end}", round(lead, SCORE_DIGITS)
+            yield f"winner_lead{end}", round(lead, SCORE_DIGITS) + 0.0  # no -0.0

@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from stages.diffusion import hash_process
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
@@ -74,7 +75,8 @@ LAUNCHER = """
 import os, resource, subprocess, sys, time
 start = time.perf_counter()
 status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+seconds, used = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+print(seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)
 sys.exit(status)
 """
 # Leaves of the deepest recipe of the graph, mix 3.1: six models, three merges one after another.
@@ -93,10 +95,11 @@ MEMORY_MB = re.compile(r"MemTotal:\s+(\d+) kB")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process, or the best of several: the quickest, and the largest resident set of all."""
+    """One process and its own, or the best of several; the largest resident set of all of them."""
 
     seconds: float
-    peak_mb: float
+    cpu_seconds: float  # of all cores; other work on the machine changes it little
+    peak_mb: float  # of the largest process
 
 
 def write_models(folder: Path, count: int) -> dict[str, Path]:
@@ -134,7 +137,8 @@ def timed(command: Sequence[str | Path], times: int = 1, forget: Path | None = N
         if done.returncode:
             sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
         runs.append([float(word) for word in done.stdout.split()])
-    return Run(min(run[0] for run in runs), max(run[1] for run in runs))
+    seconds, cpu_seconds, peaks_mb = zip(*runs, strict=True)
+    return Run(min(seconds), min(cpu_seconds), max(peaks_mb))
 
 
 def merge_command(expression: str, paths: Mapping[str, Path], out: Path) -> list[str | Path]:
@@ -146,7 +150,7 @@ def time_methods(options: argparse.Namespace, paths: Mapping[str, Path], bare: R
     """Print a line for each method: ours, the floor, sd-mecha's."""
     out, hashes = options.folder / "out.safetensors", options.folder / ".work"
     floor = timed([sys.executable, "-S", "-c", FLOOR, *paths.values(), out], options.runs + 1)
-    print(f"| floor | {floor.seconds:.1f} s | | | |")
+    print(f"| floor | {floor.seconds:.1f} s, {floor.cpu_seconds:.1f} s of CPU | | | |")
     for method in options.methods or METHODS:
         expression, recipe = METHODS[method]
         used = {n: path for n, path in paths.items() if n in expression.split("(", 1)[-1]}
@@ -161,13 +165,18 @@ def time_methods(options: argparse.Namespace, paths: Mapping[str, Path], bare: R
         for label, ours in (("first time", first), ("again", again)):
             other = "not run"
             if theirs:
-                other = f"{theirs.seconds:.1f} s, {theirs.peak_mb - bare.peak_mb:,.0f} MB"
+                other = f"{described(theirs, theirs.peak_mb - bare.peak_mb)}"
                 other += f" | {ours.seconds / theirs.seconds:.3f} x"
+                other += f", {ours.cpu_seconds / theirs.cpu_seconds:.3f} x of CPU"
             print(
-                f"| {method}, {label} | {ours.seconds:.1f} s, {peak:,.0f} MB "
+                f"| {method}, {label} | {described(ours, peak)} "
                 f"| {ours.seconds / floor.seconds:.2f} x | {other} |",
                 flush=True,
             )
+
+
+def described(run: Run, above_mb: float) -> str:
+    return f"{run.seconds:.1f} s, {run.cpu_seconds:.1f} s of CPU, {above_mb:,.0f} MB"
 
 
 def digests(paths: Mapping[str, Path], folder: Path) -> set[str]:
@@ -299,6 +308,10 @@ def main() -> None:
     if "speed" in wanted:
         bare = timed([sys.executable, "-c", "import torch"], 2)
         print(f"bare torch import: {bare.seconds:.1f} s, {bare.peak_mb:.0f} MB")
+        hashed = timed([sys.executable, "-I", "-S", hash_process.__file__, paths["a"]])
+        print(
+            f"a process that hashes an input: {hashed.cpu_seconds:.1f} s, {hashed.peak_mb:.0f} MB"
+        )
         time_methods(options, paths, bare)
     if "bytes" in wanted:
         digests(paths, options.folder)

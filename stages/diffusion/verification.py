@@ -1,0 +1,53 @@
+"""Whether a released file is still what it was, and what it was made of."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stages.diffusion.digests import TENSORS_HASH, digest_file
+from stages.diffusion.evidence import read_report
+from stages.diffusion.file_lineage import lineage_of
+from stages.diffusion.header import read_header
+from stages.diffusion.header_length import check_header_length
+from stages.diffusion.model_card import ancestor_tree
+
+HASHES = "hashes.json"  # beside a release: its hashes by its name
+
+
+def verify_release(path: Path) -> None:
+    """Hash a released file again and show its ancestry.
+
+    Its tensors are compared with the hash in its own metadata; with a hashes.json beside it that
+    knows its name, or its SHA-256 under another, the whole file is.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming the first hash that differs, what was wanted and what was found.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    check_header_length(path)
+    metadata = read_header(path).metadata
+    found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
+    beside = path.parent / HASHES
+    files = read_report(beside) if beside.is_file() else {}
+    renamed = [figures for figures in files.values() if figures.get("sha256") == found["sha256"]]
+    known = files.get(path.name) or (renamed[0] if renamed else {})
+    for name, value in found.items():
+        if known and known.get(name) != value:
+            raise ValueError(
+                f"{path}: changed since its release: {name} is {value}, "
+                f"{HASHES} says {known.get(name)}. Fetch it again (dvc checkout, dvc pull)"
+            )
+    if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
+        raise ValueError(
+            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names, or it "
+            "is no release"
+        )
+    lineage = lineage_of(path, metadata)
+    if known:
+        print(f"{path}: {len(known)} figures of {HASHES} agree")
+    else:
+        print(f"{path}: its tensors are those that its metadata name; its SHA-256 is")
+        print(f"{found['sha256']}, with no {HASHES} beside it to compare that with")
+    print(ancestor_tree(lineage, lineage.title))

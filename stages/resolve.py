@@ -1,0 +1,130 @@
+"""After a merge or rebase: name what is left to decide, and put dvc.lock together.
+
+  python -m stages.resolve           put together dvc.lock and the reports that Git holds
+  python -m stages.resolve --check   only look whether a merge left something; silent if not
+
+Both sides' runs are recorded in their dvc.lock. Of each stage, the record is kept whose params and
+inputs are those that the merge gave; the outs are checked out from DVC's cache. What neither side
+ran is left to `dvc repro`, and only that.
+"""
+
+import argparse
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from stages.harness.paths import clear_errors
+from stages.storage.conflict import (
+    LOCK,
+    WRITTEN_BY_HAND,
+    conflicts,
+    git,
+    refuse_conflicts,
+    refuse_unresolved,
+    unmerged,
+)
+from stages.storage.lock_merge import AtHand, Merged, md5_file, merge_locks, outs_of
+
+
+def run(root: Path) -> None:
+    """Put dvc.lock together.
+
+    Raises:
+        ValueError: if something else is left to decide, or Git no longer has both versions.
+    """
+    from dvc.exceptions import DvcException  # importing DVC takes a time that `--check` spares
+    from dvc.repo import Repo
+    from dvc.utils.serialize import dump_yaml, parse_yaml
+
+    sides = unmerged(root)
+    if LOCK not in sides:
+        if conflicts(root / LOCK):
+            raise ValueError(
+                f"{LOCK} holds both versions, but Git takes it for merged. To undo that:\n"
+                f"  git checkout --merge -- {LOCK}\n  make resolve"
+            )
+        refuse_conflicts(root / name for name in WRITTEN_BY_HAND)
+        print(f"{LOCK} is in no conflict. Next: make run")
+        return
+    ours, theirs = (
+        parse_yaml(sides[LOCK].get(side, b"").decode(), LOCK).get("stages", {})
+        for side in ("ours", "theirs")
+    )
+    outs = outs_of(ours) | outs_of(theirs)
+    to_decide = {*WRITTEN_BY_HAND, *sides} - {LOCK, *outs}
+    refuse_conflicts(root / name for name in sorted(to_decide))
+    merged = merge_locks(ours, theirs, AtHand(root))
+    dump_yaml(str(root / LOCK), {"schema": "2.0", "stages": merged.stages})
+    restore_reports(root, outs_of(merged.stages), sides)
+    git(root, "add", "--", LOCK, *(path for path in sides if path in outs))
+    try:
+        with Repo(str(root)) as repo:
+            repo.checkout(allow_missing=True)
+    except DvcException as error:  # an out that somebody edited; the next run makes it anew
+        print(f"Outs are left as they are: {error}")
+    print(summary(merged))
+
+
+def restore_reports(
+    root: Path, outs: Mapping[str, str], sides: Mapping[str, Mapping[str, bytes]]
+) -> None:
+    """Give the outs that Git holds the content that the records speak of, where a side has it.
+
+    Args:
+        root: of the repository.
+        outs: recorded hashes by path.
+        sides: the versions of files that are not merged; of these, ours stands in if none is as
+            recorded, so that no marks are left for a stage to read.
+    """
+    tracked = set(git(root, "ls-files", "-z").decode().split("\0"))
+    for path in sorted(outs.keys() & tracked):
+        if (root / path).is_file() and md5_file(root / path) == outs[path]:
+            continue
+        known = [*sides.get(path, {}).values(), *committed(root, path)]
+        fitting = [content for content in known if hashlib.md5(content).hexdigest() == outs[path]]
+        if fitting or path in sides:
+            (root / path).write_bytes((fitting or known)[0])
+
+
+def committed(root: Path, path: str) -> Iterator[bytes]:
+    """Read a file as the commits have it that are being merged."""
+    for commit in ("HEAD", "MERGE_HEAD", "CHERRY_PICK_HEAD", "REBASE_HEAD"):
+        with suppress(ValueError):  # there is no such commit, or it has no such file
+            yield git(root, "show", f"{commit}:{path}")
+
+
+def summary(merged: Merged) -> str:
+    """Say what was taken from where, and what is next."""
+    ours = len(merged.differing) - len(merged.theirs)
+    lines = [
+        f"{LOCK}: {len(merged.stages):,} stages, {len(merged.differing):,} of them recorded "
+        f"differently; {ours:,} taken from ours, {len(merged.theirs):,} from theirs."
+    ]
+    if merged.stale:
+        lines.append(f"Neither side ran, with what was merged: {', '.join(merged.stale)}.")
+    lines.append(
+        "Next: make run ARGS=--pull (without a remote: make run), which runs what neither side "
+        "ran, and no more; then git add --all, git commit"
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.resolve",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="look only; silent if all is well")
+    options = parser.parse_args()
+    with clear_errors():
+        if options.check:
+            refuse_unresolved(Path())
+        else:
+            run(Path())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Share results through the remote that DVC's config names, and verify what lies there.
+
+  python -m stages.share pull      fetch what dvc.lock records, hash it on arrival, put it in place
+  python -m stages.share push      upload it and the records of runs; mend what is amiss there
+  python -m stages.share verify    read and hash every object there; mend what is amiss
+
+An object is missing or changed there when a disk lost it, a push was killed or a person touched
+it. By itself DVC accepts a changed one, and does not push again what it believes to be there.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from aiohttp import ClientPayloadError
+from asyncssh import Error as SshError
+from botocore.exceptions import BotoCoreError
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc_objects.errors import ObjectFormatError
+
+from stages.harness.paths import clear_errors
+from stages.storage.check import Depth, Fault, cached_size, find_faults
+from stages.storage.conflict import refuse_unresolved
+from stages.storage.place import Place, open_place
+from stages.storage.recorded import objects_of_runs, recorded_objects
+from stages.storage.repair import repair
+
+LISTED = 20  # faults that an error names; more are counted
+
+
+def pull(repo: Repo, place: Place) -> None:
+    """Fetch what is recorded, hash it, and put it in place.
+
+    Raises:
+        ValueError: if the remote lacks an object or has another under its name; each is named.
+        DvcException: if DVC fails otherwise, as at a file here that it would have to overwrite.
+    """
+    hashed = {"remote": {place.name: {"verify": True}}}  # whatever the config says
+    failure = None
+    try:
+        repo.fetch(remote=place.name, run_cache=True, config=hashed)
+    except (DvcException, ObjectFormatError, ClientPayloadError) as error:
+        failure = error
+    cache = repo.cache.local
+    wanted = recorded_objects(repo, [cache, place.objects])
+    absent = [recorded for recorded in wanted if cached_size(cache, recorded) is None]
+    faults = find_faults(place, cache, absent, "content") if absent else []
+    if faults:
+        raise ValueError(
+            f"{place.address}: of {len(wanted):,} objects, {len(faults):,} cannot be fetched:\n"
+            f"{listed(faults)}\n"
+            f"Next: whoever has them in the cache runs `make verify-remote`, which mends the "
+            f"remote; or make them anew here:\n  {make_anew(faults)}"
+        )
+    if failure:
+        raise failure
+    repo.checkout()
+    print(f"{place.address}: {len(wanted):,} objects are in place, hashed on arrival.")
+
+
+def push(repo: Repo, place: Place, depth: Depth) -> None:
+    """Upload what is recorded and the records of runs, then mend what DVC believed to be there.
+
+    Raises:
+        ValueError: if an object is sound neither in the cache nor in the remote; each is named.
+        DvcException: if DVC fails otherwise.
+    """
+    repo.push(remote=place.name, run_cache=True)
+    cache = repo.cache.local
+    of_runs = [one for one in objects_of_runs(repo) if cached_size(cache, one) is not None]
+    repair(place, cache, find_faults(place, cache, of_runs, depth))
+    verify(repo, place, depth)
+
+
+def verify(repo: Repo, place: Place, depth: Depth) -> None:
+    """Compare the remote with what is recorded, and mend what the cache can.
+
+    Raises:
+        ValueError: if something remains amiss; each object is named.
+    """
+    cache = repo.cache.local
+    wanted = recorded_objects(repo, [cache, place.objects])
+    if not wanted:
+        raise ValueError("dvc.lock records no outs; run the recipe first:\n  make run")
+    faults = find_faults(place, cache, wanted, depth)
+    remaining = repair(place, cache, faults)
+    mended = [fault for fault in faults if fault not in remaining]
+    for fault in mended:
+        print(f"{fault}; mended from the cache")
+    again = find_faults(place, cache, [fault.recorded for fault in mended], depth)
+    if remaining or again:
+        raise ValueError(
+            f"{place.address}: of {len(wanted):,} objects, {len(remaining + again):,} remain "
+            f"amiss, for the cache here has no sound copy:\n{listed(remaining + again)}\n"
+            f"Next: whoever has them in the cache runs `make verify-remote`; or make them anew "
+            f"and push:\n  {make_anew(remaining + again)}\n  make push"
+        )
+    looked = "read and hashed" if depth == "content" else "listed"
+    print(
+        f"{place.address}: {len(wanted):,} objects {looked}, "
+        f"{f'{len(mended):,} of them mended' if mended else 'nothing amiss'}."
+    )
+
+
+def listed(faults: Sequence[Fault]) -> str:
+    """Name faults, one a line, up to a number."""
+    lines = [f"  {fault}" for fault in faults[:LISTED]]
+    if len(faults) > LISTED:
+        lines.append(f"  and {len(faults) - LISTED:,} more")
+    return "\n".join(lines)
+
+
+def make_anew(faults: Sequence[Fault]) -> str:
+    """Give the command that makes the objects again by running their stages."""
+    stages = sorted({fault.recorded.stage for fault in faults})
+    return f"dvc repro --single-item --force {' '.join(stages)}"
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stages.share",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("act", choices=["pull", "push", "verify"])
+    parser.add_argument(
+        "--remote", metavar="NAME", help="a remote of DVC's config (default: the default one)"
+    )
+    parser.add_argument(
+        "--depth",
+        choices=get_args(Depth),
+        help="how closely to look: at names and sizes, or at each byte (default: size after a "
+        "push, content for verify)",
+    )
+    return parser.parse_args(argv)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Do what a command line asks for.
+
+    Raises:
+        ValueError: if it cannot be done; DVC's errors are turned into it.
+        OSError: if the remote fails.
+    """
+    refuse_unresolved(Path())
+    try:
+        with Repo() as repo:
+            place = open_place(repo, options.remote)
+            try:
+                match options.act:
+                    case "pull":
+                        pull(repo, place)
+                    case "push":
+                        push(repo, place, options.depth or "size")
+                    case _:
+                        verify(repo, place, options.depth or "content")
+            except (BotoCoreError, SshError) as error:  # what is an OSError speaks for itself
+                raise place.explained(error) from error
+    except DvcException as error:
+        raise ValueError(f"DVC: {error}") from error
+
+
+def main() -> None:
+    """Run from the command line."""
+    options = parse()
+    logging.getLogger("dvc_data").setLevel(logging.CRITICAL)  # hashes without names; ours has both
+    with clear_errors():
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

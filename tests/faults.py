@@ -1,0 +1,272 @@
+"""Kill `make run` and `dvc push` at random moments of the tiny recipe, and let them recover.
+
+A round begins with nothing, in a folder of its own. At random moments of a download, a training
+run, a grid, a merge and others it kills DVC, the stage or both, and starts the one documented
+command again. At the end every file must be that of the unbroken run, every object in DVC's cache
+and in the remote must hash to its name, and no process or half-written file may be left.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stages.harness.files import sha256_bytes, sha256_file
+from stages.harness.processes import orphans, stage_of
+from tests.tiny_recipe import RAN, TinyRecipe
+
+# A stage's module stays a dep; what it imports would make DVC's own work four times as long.
+IMPORTED_DEP = re.compile(r"^ +- stages/\w+/.*\n", re.MULTILINE)
+KINDS = ("download", "train@", "grid_cells", "merge_")  # of stages that every round kills
+VICTIMS = ("dvc", "stage", "both")
+TELLS_OF_ITS_RUN = ("drawn", "reused")  # in reports/grid: what this run drew, not what is there
+LIMIT_S = 600.0  # for one command, on a machine however busy
+
+
+class FaultError(AssertionError):
+    """Something was lost, or left behind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """What is killed, and when."""
+
+    stage: str  # waited for
+    after_s: float  # from its start
+    victim: str  # one of VICTIMS
+
+
+class Command:
+    """A DVC command under way."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        self.began: dict[str, float] = {}  # by stage, time.monotonic
+        self.lines: list[str] = []
+        self.words = words
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "dvc", *words],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.append(line)
+                if found := RAN.match(line):
+                    self.began[found[1]] = time.monotonic()
+
+    def waits_for(self, stage: str) -> bool:
+        """Wait until a stage runs; false if the command ends without it."""
+        while stage not in self.began:
+            if self.process.poll() is not None:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def kill(self, victim: str) -> None:
+        """Kill DVC, the stage that runs just then, or both; DVC where no stage runs."""
+        dvc = psutil.Process(self.process.pid)
+        stages = [child for child in dvc.children() if stage_of(child)]
+        for process in {"dvc": [dvc], "stage": stages or [dvc], "both": [dvc, *stages]}[victim]:
+            process.send_signal(signal.SIGKILL)
+        self.process.wait(LIMIT_S)
+
+    def finish(self) -> None:
+        """Wait for its end, which must be a good one."""
+        status, text = self.end()
+        if status:
+            raise FaultError(f"dvc {' '.join(self.words)}: {text[-4000:]}")
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; give its exit status, and what it and the stages said."""
+        status = self.process.wait(LIMIT_S)
+        self._reader.join()
+        return status, "".join(self.lines)
+
+
+def environment() -> dict[str, str]:
+    """Give what DVC and the stages run in; bits of a sum depend on the number of threads."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": programs, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+
+
+def make_recipe(folder: Path) -> TinyRecipe:
+    """Make a recipe of which nothing has run, with a folder for a remote."""
+    recipe = TinyRecipe(folder / "recipe")
+    graph = recipe.folder / "dvc.yaml"
+    graph.write_text(IMPORTED_DEP.sub("", graph.read_text("utf-8")), "utf-8")
+    recipe.call("dvc", "remote", "add", "--default", "storage", "../remote")
+    return recipe
+
+
+def copied(recipe: TinyRecipe, folder: Path) -> TinyRecipe:
+    """Copy a recipe as it is, with its cache and its remote."""
+    shutil.copytree(recipe.folder.parent, folder, symlinks=True)
+    other = copy.copy(recipe)
+    other.folder = folder / recipe.folder.name
+    return other
+
+
+def start(recipe: TinyRecipe, targets: Sequence[str]) -> Command:
+    """Begin as `make run` does."""
+    done = module(recipe.folder, "stages.ready")
+    if done.returncode:
+        raise FaultError(f"stages.ready: {done.stdout}{done.stderr}")
+    return Command(recipe.folder, "repro", *targets)
+
+
+def module(folder: Path, name: str, *prefix: str) -> "subprocess.CompletedProcess[str]":
+    """Run a module to its end, perhaps through another program."""
+    command = [*prefix, sys.executable, "-m", name]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Unbroken:
+    """A run that nothing disturbed."""
+
+    recipe: TinyRecipe
+    targets: tuple[str, ...]
+    took_s: dict[str, float]  # by stage, in the order of the run
+    push_s: float
+    files: dict[str, str]  # hashes by path
+
+    @classmethod
+    def run(cls, recipe: TinyRecipe, *targets: str) -> "Unbroken":
+        """Make it."""
+        command = start(recipe, targets)
+        command.finish()
+        times = [*command.began.values(), time.monotonic()]
+        took_s = {
+            stage: end - begin
+            for stage, begin, end in zip(command.began, times, times[1:], strict=False)
+        }
+        began = time.monotonic()
+        Command(recipe.folder, "push").finish()
+        push_s = time.monotonic() - began
+        files = made_files(recipe.folder)
+        return cls(recipe, targets, took_s, push_s, files)
+
+    def kills(self, moments: random.Random) -> Iterator[Kill]:
+        """Draw one kill in a stage of each kind and one in any, in the order of the run."""
+        stages = list(self.took_s)
+        chosen = {moments.choice([s for s in stages if s.startswith(kind)]) for kind in KINDS}
+        chosen.add(moments.choice(stages))
+        for stage in sorted(chosen, key=stages.index):
+            after_s = moments.uniform(0.0, self.took_s[stage])
+            yield Kill(stage, after_s, moments.choice(VICTIMS))
+
+
+def break_and_recover(begin: TinyRecipe, unbroken: Unbroken, moments: random.Random) -> list[str]:
+    """Run the graph and push it with kills, and compare.
+
+    Args:
+        begin: a copy of what the unbroken run began with.
+        unbroken: what it is to come to.
+        moments: decides when and whom.
+
+    Returns:
+        What was done, in words.
+
+    Raises:
+        FaultError: if it does not end as the unbroken run did.
+    """
+    story = []
+    for kill in unbroken.kills(moments):
+        command = start(begin, unbroken.targets)
+        if not command.waits_for(kill.stage):
+            story.append(f"{kill.stage} was done before")  # an orphan had finished it
+            continue
+        time.sleep(kill.after_s)
+        command.kill(kill.victim)
+        story.append(f"{kill.victim} {kill.after_s:.2f} s into {kill.stage}")
+    start(begin, unbroken.targets).finish()
+    push = Command(begin.folder, "push")
+    time.sleep(moments.uniform(0.0, unbroken.push_s))
+    if push.process.poll() is None:
+        push.kill("dvc")
+        story.append("push")
+    Command(begin.folder, "push").finish()
+    check(begin, unbroken)
+    return story
+
+
+def check(recipe: TinyRecipe, unbroken: Unbroken) -> None:
+    """Compare a run that recovered with the unbroken one.
+
+    Raises:
+        FaultError: naming what differs, or is left behind.
+    """
+    files = made_files(recipe.folder)
+    differing = sorted(
+        path
+        for path in files.keys() | unbroken.files.keys()
+        if files.get(path) != unbroken.files.get(path)
+    )
+    if differing:
+        raise FaultError(f"not as in the unbroken run: {', '.join(differing[:9])}")
+    if left := orphans(recipe.folder.resolve()):
+        raise FaultError(f"still running: {left}")
+    if halves := sorted(recipe.folder.rglob("*.partial")):
+        raise FaultError(f"half-written: {', '.join(map(str, halves))}")
+    cache, remote = recipe.folder / ".dvc/cache", recipe.folder.parent / "remote"
+    for store in (cache, remote):
+        if changed := changed_objects(store):
+            raise FaultError(f"{store}: {', '.join(changed)} do not hash to their names")
+    status = recipe.call("dvc", "status", *unbroken.targets)
+    if "up to date" not in status:
+        raise FaultError(f"dvc status: {status}")
+    cloud = recipe.call("dvc", "status", "--cloud")
+    if "in sync" not in cloud:
+        raise FaultError(f"dvc status --cloud: {cloud}")
+
+
+def made_files(folder: Path) -> dict[str, str]:
+    """Hash all files that the graph made in a folder, by their path."""
+    made = (path for top in ("data", "models", "reports") for path in (folder / top).rglob("*"))
+    return {
+        str(path.relative_to(folder)): _hash(path)
+        for path in made
+        if path.is_file() and path.name != ".gitignore"
+    }
+
+
+def _hash(path: Path) -> str:
+    if path.parent.name == "grid" and path.suffix == ".json":
+        counts = json.loads(path.read_text("utf-8"))
+        kept = {name: count for name, count in counts.items() if name not in TELLS_OF_ITS_RUN}
+        return sha256_bytes(json.dumps(kept).encode())
+    return sha256_file(path)
+
+
+def changed_objects(store: Path) -> list[str]:
+    """List the objects in a cache or a remote whose bytes are not those of their name."""
+    changed = []
+    for path in (store / "files/md5").glob("??/*"):
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+        if found != f"{path.parent.name}{path.name}".removesuffix(".dir"):
+            changed.append(str(path))
+    return sorted(changed)

@@ -1,0 +1,164 @@
+"""No remote, a wrong key, a server that is away: clear words, the next command, a bad status."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dvc.repo import Repo
+
+from stages.storage import place
+from stages.storage.place import open_place
+from tests.bucket_server import free_port, s3_server
+from tests.shared_graph import SharedGraph
+from tests.ssh_server import SshServer, ssh_server
+
+ACTS = ("pull", "push", "verify")
+
+
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory) -> SharedGraph:
+    return SharedGraph(tmp_path_factory.mktemp("graph") / "made").make()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    with s3_server(tmp_path / "s3", monkeypatch) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with ssh_server(tmp_path_factory.mktemp("sshd") / "server") as server:
+        yield server
+
+
+def refusal(graph: SharedGraph, act: str, url: str | None, **settings: object) -> str:
+    """Share through a remote, which must not work; give the error, which is no traceback."""
+    local = graph.folder / ".dvc/config.local"
+    lines = [f"    {name} = {value}\n" for name, value in settings.items()]
+    remote = (
+        f"[core]\n    remote = storage\n['remote \"storage\"']\n    url = {url}\n{''.join(lines)}"
+    )
+    local.write_text(remote if url else "", encoding="utf-8")
+    done = graph.share(act)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_without_a_remote_one_is_told_how_to_add_it(graph: SharedGraph, act: str) -> None:
+    error = refusal(graph, act, None)
+    assert "no remote is configured" in error
+    assert "dvc remote add --default storage s3://BUCKET/FOLDER" in error
+
+
+def test_an_unknown_remote_is_named_with_the_known_ones(graph: SharedGraph, tmp_path: Path) -> None:
+    refusal(graph, "pull", str(tmp_path / "away"))
+    done = graph.share("pull", "--remote", "attic")
+    assert done.returncode != 0
+    assert "no remote 'attic'; known: storage" in done.stderr
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_a_wrong_secret_of_s3_is_refused(
+    graph: SharedGraph, bucket: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    error = refusal(graph, act, "s3://bucket/recipe")
+    assert "remote 'storage', s3://bucket/recipe: does not let us in" in error
+    assert "dvc remote modify --local storage secret_access_key SECRET" in error
+    assert not list(bucket.iterdir())
+
+
+def test_no_credentials_of_s3_are_missed(
+    graph: SharedGraph, bucket: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    error = refusal(graph, "pull", "s3://bucket/recipe")
+    assert "does not let us in (Unable to locate credentials)" in error
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in error
+    assert not list(bucket.iterdir())
+
+
+def test_credentials_of_s3_in_the_local_config_are_used(
+    graph: SharedGraph, bucket: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the refusals advise; without these two, as the test before shows, nothing works."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    (graph.folder / ".dvc/config.local").write_text("", encoding="utf-8")
+    graph.call("dvc", "remote", "add", "--local", "--default", "storage", "s3://bucket/recipe")
+    for name, value in (("access_key_id", "someone"), ("secret_access_key", "s3secret")):
+        graph.call("dvc", "remote", "modify", "--local", "storage", name, value)
+    pushed = graph.share("push")
+    assert pushed.returncode == 0, pushed.stderr
+    assert list((bucket / "recipe").rglob("*.dir"))
+    assert "config.local" not in graph.git("status", "--porcelain", "--untracked-files=all")
+
+
+def test_a_bucket_that_does_not_exist_is_named(graph: SharedGraph, bucket: Path) -> None:
+    error = refusal(graph, "push", "s3://pail/recipe")
+    assert "s3://pail/recipe: there is no such bucket" in error
+    assert not list(bucket.iterdir())
+
+
+def test_a_key_that_the_ssh_server_does_not_know_is_refused(
+    graph: SharedGraph, sshd: SshServer, tmp_path: Path
+) -> None:
+    error = refusal(graph, "push", f"{sshd.url}{tmp_path}", keyfile=sshd.stranger)
+    assert "does not let us in" in error
+    assert "dvc remote modify --local storage keyfile PATH" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_the_ssh_server_lacks_is_named(
+    graph: SharedGraph, sshd: SshServer, tmp_path: Path
+) -> None:
+    error = refusal(graph, "push", f"{sshd.url}{tmp_path}/away", keyfile=sshd.key)
+    assert "there is no such folder" in error
+
+
+@pytest.mark.parametrize("act", ["pull", "push"])
+def test_a_shared_folder_that_is_not_mounted_is_not_made(
+    graph: SharedGraph, tmp_path: Path, act: str
+) -> None:
+    error = refusal(graph, act, str(tmp_path / "away"))
+    assert "there is no such folder. Is the address right, and the disk mounted?" in error
+    assert not (tmp_path / "away").exists()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "ssh"])
+def test_a_server_that_is_away_is_called_so(
+    graph: SharedGraph, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3secret")
+    port = free_port()  # nobody listens there
+    if scheme == "s3":
+        settings = {"endpointurl": f"http://127.0.0.1:{port}"}
+        error = refusal(graph, "pull", "s3://bucket/recipe", **settings)
+    else:
+        error = refusal(graph, "pull", f"ssh://127.0.0.1:{port}/store")
+    assert "does not answer" in error
+    assert str(port) in error
+    assert "dvc config --list --show-origin | grep storage" in error
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_forever(
+    graph: SharedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "ANSWER_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"ssh://127.0.0.1:{silent.getsockname()[1]}/store"
+        config = f"['remote \"silent\"']\nurl = {url}\n"
+        (graph.folder / ".dvc/config.local").write_text(config, encoding="utf-8")
+        with (
+            Repo(str(graph.folder)) as repo,
+            pytest.raises(ConnectionError, match="does not answer"),
+        ):
+            open_place(repo, "silent")
