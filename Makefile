@@ -14,7 +14,7 @@ ARGS :=
 # For what is shared: which remote, and how closely to look at it.
 TO_SHARE = $(if $(REMOTE),--remote "$(REMOTE)") $(if $(VERIFY),--depth "$(VERIFY)")
 
-.PHONY: help run train-parallel compare test check profile pull push verify-remote resolve verify faults base plots clean lock environment
+.PHONY: help run train-parallel compare test check profile pull push verify-remote resolve verify faults base plots clean lock audit environment
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -22,7 +22,6 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  \1  \2/p' $(MAKEFILE_LIST) | awk '{ n = $$1; sub(/^ *[^ ]+ +/, ""); printf "  %-14s %s\n", n, $$0 }'
 
 run: environment ## run the whole recipe: an environment, the lock, `dvc repro`
-	@$(IN_VENV) python -m stages.resolve --check
 	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m dvc repro $(ARGS)
 	@echo; echo "Done. Look at reports/site/index.html"
@@ -95,12 +94,21 @@ plots: environment ## make the page of `dvc plots` anew, with its scripts inside
 	@npm install --silent --no-package-lock --prefix .dvc/plots
 	@$(IN_VENV) python -m stages.plots_page .dvc/plots
 
-lock: ## make requirements.txt anew from requirements.in (needs uv; settings in pyproject.toml)
+lock: ## make both locks anew from requirements.in (needs uv; settings in pyproject.toml)
 	@uv pip compile --quiet requirements.in --output-file requirements.txt $(ARGS)
 	@{ echo "# Made by \`make lock\` from requirements.in: exact versions for Python 3.11 and newer, all platforms."; \
 	  echo "# Packages of CUDA are left out on purpose (named at the end): torch's CUDA wheels bring their own,"; \
 	  echo "# its CPU wheel needs none."; \
 	  cat requirements.txt; } > requirements.txt.partial && mv requirements.txt.partial requirements.txt
+	@{ echo "# Made by \`make lock\`: the versions of requirements.txt with the hashes of their files, but for torch,"; \
+	  echo "# of which each platform has a build of its own. README, \"Share results\", says how to install by it."; \
+	  uv pip compile --quiet requirements.in --constraint requirements.txt --generate-hashes --no-annotate \
+	    --no-emit-package torch; } > requirements.hashes.txt.partial
+	@mv requirements.hashes.txt.partial requirements.hashes.txt
+
+# --strict: a package about which nothing can be learned fails the audit instead of passing it.
+audit: ## ask PyPI for known vulnerabilities of the locked packages (needs uv and the network)
+	@uvx pip-audit@2.10.1 --strict --no-deps --disable-pip --requirement requirements.txt $(ARGS)
 
 clean: ## remove caches of Python and the tools; models, data, .work and DVC's cache stay
 	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

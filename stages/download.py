@@ -11,13 +11,13 @@ was; start it again with the same command.
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.harness.files import sha256_json, write_json
@@ -26,11 +26,14 @@ from stages.harness.paths import clear_errors, stage_paths
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive, replacing_folder, work_dir
 from stages.images.arrivals import Arrivals
-from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
+from stages.images.download_params import DownloadParams
+from stages.images.fetch import fetch_all
 from stages.images.kept import Kept, Packed
 from stages.images.mirror import check_mirrors
-from stages.images.outcome import REASONS, Failed, Fetched, Outcome
+from stages.images.outcome import Fetched
+from stages.images.plan import one_link_per_picture, read_links
 from stages.images.shards import Sample, write_shards
+from stages.images.tally import check_yield, count_outcomes, outcome_columns, row_outcomes
 
 COLUMNS = ("id", "url", "caption", "version", "aspect", "user")
 SHARED_FACTS = ("user", "version", "aspect")  # no url: it holds its user's name
@@ -55,7 +58,8 @@ def read_pairs(path: Path) -> pa.Table:
                 f"{path}: no column {missing[0]!r}, only {', '.join(header)}. "
                 "Is this the table that `python -m stages.filter` writes?"
             )
-        pairs = pq.read_table(path, columns=list(COLUMNS))
+        with pq.ParquetFile(path) as file:
+            pairs = file.read(list(COLUMNS))
     except pa.ArrowInvalid as error:
         raise ValueError(f"{path}: not readable as parquet: {error}") from None
     if not len(pairs):
@@ -63,50 +67,31 @@ def read_pairs(path: Path) -> pa.Table:
     return pairs.sort_by("id")
 
 
-def row_outcomes(
-    pairs: pa.Table, picture_link: Mapping[str, str], outcomes: Mapping[str, Outcome]
-) -> list[Outcome]:
-    """Give each row the outcome of its link; a row whose id came before ends as `repeated_id`.
+def samples(pairs: pa.Table, arrivals: Arrivals, kept: Kept) -> Iterator[Sample]:
+    """Join rows and pictures, in the order of the rows, as soon as the pictures come.
 
     Args:
-        pairs: sorted by id.
-        picture_link: by a row's link, the link that was asked for its picture.
-        outcomes: by link that was asked.
+        pairs: sorted by id, with the link that is asked for each as the column `asked`.
+        arrivals: the outcomes of these links.
+        kept: what earlier rows packed.
     """
-    ids, links = pairs["id"].to_pylist(), pairs["url"].to_pylist()
-    return [
-        Failed("repeated_id") if row and ids[row - 1] == ids[row] else outcomes[picture_link[link]]
-        for row, link in enumerate(links)
-    ]
-
-
-def samples(
-    pairs: pa.Table, picture_link: Mapping[str, str], arrivals: Arrivals, kept: Kept
-) -> Iterator[Sample]:
-    """Join rows and pictures, in the order of the rows, as soon as the pictures come."""
     before = None
     for batch in pairs.to_batches(max_chunksize=ROWS_AT_ONCE):
         for pair in batch.to_pylist():
             is_repeated, before = pair["id"] == before, pair["id"]
             if is_repeated:
                 continue
-            outcome = arrivals.take(picture_link[pair["url"]])
+            outcome = arrivals.take(pair["asked"])
             if isinstance(outcome, Fetched):
                 # of two rows with one picture, the first took it into its shard
-                if outcome.content is None and (packed := kept.packed(outcome.kept_as)):
+                if outcome.parts is None and (packed := kept.packed(outcome.kept_as)):
                     path = kept.packs / packed.pack
                     outcome = replace(outcome, path=path, at=packed.at, size=packed.size)
                 facts = {name: pair[name] for name in SHARED_FACTS}
                 yield Sample(pair["id"], pair["caption"], outcome, facts)
 
 
-def pack(
-    pairs: pa.Table,
-    picture_link: Mapping[str, str],
-    arrivals: Arrivals,
-    kept: Kept,
-    shard_size: int,
-) -> Path:
+def pack(pairs: pa.Table, arrivals: Arrivals, kept: Kept, shard_size: int) -> Path:
     """Write shards while pictures come; each is kept in its shard from then on.
 
     Returns:
@@ -124,7 +109,7 @@ def pack(
                 packed = Packed(name, at, size, fetched.original_size, fetched.picture)
                 kept.pack(fetched.kept_as, packed)
 
-        write_shards(samples(pairs, picture_link, arrivals, kept), folder, shard_size, written)
+        write_shards(samples(pairs, arrivals, kept), folder, shard_size, written)
     except BaseException as error:
         arrivals.stop(error)
         raise
@@ -146,37 +131,6 @@ def publish(packs: Path, folder: Path) -> int:
     return len(shards)
 
 
-def count_outcomes(outcomes: list[Outcome]) -> dict[str, object]:
-    """Count rows by outcome; every reason is named, so that runs can be compared."""
-    fetched = [outcome for outcome in outcomes if isinstance(outcome, Fetched)]
-    sources = Counter(outcome.source for outcome in fetched)
-    failed = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failed))
-    return {
-        "rows": len(outcomes),
-        "fetched": len(fetched),
-        "yield": round(len(fetched) / len(outcomes), 6),
-        "by_source": {source: sources[source] for source in ("mirror", "link")},
-        "failed": {reason: failed[reason] for reason in REASONS},
-    }
-
-
-def check_yield(outcomes: list[Outcome], params: DownloadParams) -> None:
-    """Stop if too few rows have a picture.
-
-    Raises:
-        ValueError: with the share, the limit and the most frequent outcomes.
-    """
-    failed = Counter(outcome.reason for outcome in outcomes if isinstance(outcome, Failed))
-    fetched = len(outcomes) - failed.total()
-    if fetched < params.min_yield * len(outcomes) or not fetched:
-        most = ", ".join(f"{reason} {count:,}" for reason, count in failed.most_common(4))
-        raise ValueError(
-            f"only {fetched:,} of {len(outcomes):,} pictures ({fetched / len(outcomes):.1%}) were "
-            f"fetched, less than download.min_yield = {params.min_yield} (failed most: {most}). "
-            "Name a mirror, take a newer export, or lower the limit; what was fetched is kept"
-        )
-
-
 def run(
     pairs: Path, out: Path, report: Path, params: DownloadParams, work: Path | None = None
 ) -> None:
@@ -196,17 +150,19 @@ def run(
     table = read_pairs(pairs)
     check_mirrors(params.mirrors)
     work = work or work_dir("download")
-    links = [f"their links, {params.connections} at once"] if params.use_links else []
-    sources = ", then ".join([*params.mirrors, *links])
+    network = [f"their links, {params.connections} at once"] if params.use_links else []
+    sources = ", then ".join([*params.mirrors, *network])
     print(f"{pairs}: {len(table):,} pictures wanted, from {sources}", flush=True)
     with exclusive(work), replacing_folder(out, "*.tar") as shards:
         kept = Kept(work, pass_name(params))
-        picture_link = one_link_per_picture(table["url"].to_pylist())
-        wanted = dict.fromkeys(picture_link.values())
+        links = read_links(table["url"].combine_chunks())
+        asked = one_link_per_picture(links)
+        wanted = links.take(pc.index_in(asked.unique(), links["link"]))
         progress = Progress("download", len(wanted))
         arrivals = Arrivals()
         with ThreadPoolExecutor(1) as thread:
-            packing = thread.submit(pack, table, picture_link, arrivals, kept, params.shard_size)
+            rows = table.append_column("asked", asked)
+            packing = thread.submit(pack, rows, arrivals, kept, params.shard_size)
             try:
                 fetch_all(wanted, kept, params, progress.advance, arrivals)
             except BaseException as error:
@@ -214,8 +170,9 @@ def run(
                 raise
             packs = packing.result()
         progress.close()
-        outcomes = row_outcomes(table, picture_link, arrivals.outcomes)
-        check_yield(outcomes, params)
+        ids = table["id"].combine_chunks()
+        outcomes = row_outcomes(ids, asked, *outcome_columns(arrivals.outcomes))
+        check_yield(outcomes, params.min_yield)
         count = publish(packs, shards)
         kept.end_pass()
     counts = count_outcomes(outcomes)

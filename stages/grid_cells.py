@@ -7,6 +7,7 @@ pictures at most: the one being drawn and the one before it, which is written me
 import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,17 @@ from stages.harness.threads import wait_politely
 from stages.images.known_hash import KnownHashes
 
 
+@dataclass(frozen=True, slots=True)
+class CellsOuts:
+    """What `run` writes."""
+
+    cells: Path  # a folder per model, and cells.json; what an older grid there holds is kept
+    report: Path  # counts that the recipe determines, JSON
+    drawn: Path | None = None  # how many pictures this run paid for, JSON
+
+
 def run(
-    group: str, weights: dict[str, Path], config: Path, out: Path, report: Path, params: GridParams
+    group: str, weights: dict[str, Path], config: Path, outs: CellsOuts, params: GridParams
 ) -> None:
     """Draw the cells of a group of models and publish them.
 
@@ -36,15 +46,14 @@ def run(
         group: names the grid.
         weights: by model; drawn one model after the other.
         config: the diffusers folder that describes them all.
-        out: one folder per model, and cells.json; what an older grid there holds is not drawn
-            again.
-        report: counts, JSON.
+        outs: what is written.
         params: the section `grid`.
 
     Raises:
-        FileExistsError: if `out` holds something else than a grid.
+        FileExistsError: if the folder of cells holds something else than a grid.
         ValueError: if not one cell could be drawn.
     """
+    out = outs.cells
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
@@ -61,8 +70,9 @@ def run(
         failures = {k: v for part in ours.gathered(failures) for k, v in part.items()}
         if ours.rank == 0:
             _publish(group, columns, failures, cache, out, params)
-            drawn = {cell.address for cells in missing.values() for cell in cells}
-            write_json(report, _counts(columns, failures, len(drawn - failures.keys())))
+            write_json(outs.report, _counts(columns, failures))
+            if outs.drawn:
+                write_json(outs.drawn, _work_done(columns, missing, failures))
 
 
 def _engine_version(params: GridParams) -> str | None:
@@ -152,17 +162,23 @@ def _publish(
         publish(scratch, Manifest(group, models, settings, entries), cache, cells)
 
 
-def _counts(columns: Sequence[Column], failures: dict[str, str], drawn: int) -> dict[str, Any]:
+def _counts(columns: Sequence[Column], failures: dict[str, str]) -> dict[str, Any]:
     failed = {c.name: sum(cell.address in failures for cell in c.cells) for c in columns}
-    cells = sum(len(column.cells) for column in columns)
     return {
         "models": len(columns),
-        "cells": cells,
-        "drawn": drawn,
-        "reused": cells - drawn - sum(failed.values()),
+        "cells": sum(len(column.cells) for column in columns),
         "failed": sum(failed.values()),
         "failed_by_model": {name: count for name, count in failed.items() if count},
     }
+
+
+def _work_done(
+    columns: Sequence[Column], missing: dict[str, list[Cell]], failures: dict[str, str]
+) -> dict[str, int]:
+    """Count what was drawn now and what was there before; equal cells of two models are one."""
+    wanted = {cell.address for column in columns for cell in column.cells} - failures.keys()
+    drawn = {cell.address for cells in missing.values() for cell in cells} - failures.keys()
+    return {"drawn": len(drawn), "reused": len(wanted) - len(drawn)}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -182,9 +198,15 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, metavar, text in (
         ("config", "DIR", "the diffusers folder that describes the models"),
         ("out", "DIR", "comes to hold a folder of PNGs per model, and cells.json"),
-        ("report", "FILE", "counts, a JSON file"),
+        ("report", "FILE", "counts of cells and failures, a JSON file"),
     ):
         parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=text)
+    parser.add_argument(
+        "--drawn",
+        type=Path,
+        metavar="FILE",
+        help="counts of pictures drawn by this run and of those that were there, a JSON file",
+    )
     add_params_option(parser)
     return parser.parse_args(argv)
 
@@ -198,8 +220,7 @@ def main() -> None:
             options.group,
             named_weights(options.models),
             options.config,
-            options.out,
-            options.report,
+            CellsOuts(options.out, options.report, options.drawn),
             load_params("grid", GridParams, options.params),
         )
 

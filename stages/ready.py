@@ -2,7 +2,8 @@
 
 A DVC that is still at work is named, and nothing is touched. Stages that a killed DVC left running
 are ended: they are asked first, and what they did is kept. Locks of dead processes go; a dvc.lock
-that was cut short is made whole.
+that was cut short is made whole. A conflict that a merge of Git left is told, and so is a cache
+that one may not write to, before days of work.
 """
 
 import argparse
@@ -10,9 +11,11 @@ import functools
 import time
 from pathlib import Path
 
+from stages.harness.cache_folder import check_writable
 from stages.harness.lock_file import mend_lock_file
 from stages.harness.paths import clear_errors
 from stages.harness.processes import described, dvc_at_work, end, orphans, stage_of
+from stages.storage.conflict import refuse_unresolved
 
 PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
 SOON_S = 5.0  # `dvc status` and the like are done by then
@@ -29,7 +32,8 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
 
     Raises:
         BlockingIOError: if a DVC is at work here.
-        ValueError: if dvc.lock holds a merge conflict.
+        ValueError: if a merge of Git left a conflict in what DVC reads.
+        PermissionError: if DVC could not write to its cache.
         psutil.AccessDenied: if a stage that is left over is another user's.
     """
     deadline = time.monotonic() + SOON_S
@@ -40,6 +44,8 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
             f"{described(at_work)} is at work in this working tree. Wait for it, or end it, and "
             f"start again: what it did is kept\n  kill {at_work.pid}"
         )
+    refuse_unresolved(root)
+    check_writable(root)
     for process in orphans(root):
         say(f"{stage_of(process)}: a DVC that was killed left it running, {described(process)}")
         end(process, patience_s)

@@ -55,6 +55,7 @@ class Command:
     def __init__(self, folder: Path, *words: str) -> None:
         self.began: dict[str, float] = {}  # by stage, time.monotonic
         self.lines: list[str] = []
+        self.words = words
         self.process = subprocess.Popen(
             [sys.executable, "-m", "dvc", *words],
             cwd=folder,
@@ -92,10 +93,15 @@ class Command:
 
     def finish(self) -> None:
         """Wait for its end, which must be a good one."""
-        self.process.wait(LIMIT_S)
+        status, text = self.end()
+        if status:
+            raise FaultError(f"dvc {' '.join(self.words)}: {text[-4000:]}")
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; give its exit status, and what it and the stages said."""
+        status = self.process.wait(LIMIT_S)
         self._reader.join()
-        if self.process.returncode:
-            raise FaultError(f"{self.process.args!r}: {''.join(self.lines)[-4000:]}")
+        return status, "".join(self.lines)
 
 
 def environment() -> dict[str, str]:
@@ -123,13 +129,18 @@ def copied(recipe: TinyRecipe, folder: Path) -> TinyRecipe:
 
 def start(recipe: TinyRecipe, targets: Sequence[str]) -> Command:
     """Begin as `make run` does."""
-    ready = [sys.executable, "-m", "stages.ready"]
-    done = subprocess.run(
-        ready, cwd=recipe.folder, env=environment(), capture_output=True, text=True, check=False
-    )
+    done = module(recipe.folder, "stages.ready")
     if done.returncode:
-        raise FaultError(f"{ready}: {done.stdout}{done.stderr}")
+        raise FaultError(f"stages.ready: {done.stdout}{done.stderr}")
     return Command(recipe.folder, "repro", *targets)
+
+
+def module(folder: Path, name: str, *prefix: str) -> "subprocess.CompletedProcess[str]":
+    """Run a module to its end, perhaps through another program."""
+    command = [*prefix, sys.executable, "-m", name]
+    return subprocess.run(
+        command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
+    )
 
 
 @dataclass(frozen=True, slots=True)

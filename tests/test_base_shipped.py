@@ -13,7 +13,7 @@ from stages.diffusion.sample import SamplingParams, draw
 from stages.diffusion.scorer import Scorer
 from stages.filter import run as filter_export
 from stages.harness.params import load_params
-from stages.images.mirror import mirrored
+from stages.images.mirror import places
 from stages.midjourney.reject import FilterParams
 from tests.imports import ROOT
 
@@ -31,8 +31,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
     found = [
         (row["caption"], path)
         for row in rows
-        for path in mirrored(row["url"], [str(ROOT / "data/sample/cdn")])
-        if isinstance(path, Path) and path.stat().st_size > 500
+        for path in map(Path, places(row["url"], [str(ROOT / "data/sample/cdn")]))
+        if path.is_file() and path.stat().st_size > 500
     ]
     return found[:: len(found) // PICTURES][:PICTURES]
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from stages import grid_cells
+from stages import grid_score
+from stages.choice.scores import read_scores, score_table
 from stages.comfy.server import Server
 from stages.comfy.workflow import SAMPLERS, Workflow, read_workflow
 from stages.drawing.cell import SAMPLER_NAMES, Cell
@@ -20,7 +21,8 @@ from stages.drawing.manifest import read_manifest
 from stages.harness.files import sha256_bytes
 from tests.comfy_server import FakeComfy, Habits
 from tests.imports import ROOT
-from tests.tiny_grid import PARAMS
+from tests.tiny_clip import make_tiny_clip
+from tests.tiny_grid import PARAMS, SCORE_PARAMS, draw_grid
 
 WORKFLOW = ROOT / "profiles" / "comfyui.json"
 MODELS = ["one", "two"]
@@ -65,10 +67,7 @@ def run(tmp_path: Path, params: GridParams) -> dict[str, Any]:
     config = tmp_path / "config"
     config.mkdir(exist_ok=True)
     (config / "model_index.json").write_text("{}")
-    report = tmp_path / "report.json"
-    grid_cells.run("test", weights, config, tmp_path / "out", report, params)
-    counts: dict[str, Any] = json.loads(report.read_text())
-    return counts
+    return draw_grid(weights, config, tmp_path / "out", params)
 
 
 def test_every_cell_is_what_its_own_graph_drew(tmp_path: Path, start: Start) -> None:
@@ -195,6 +194,21 @@ def test_a_picture_that_does_not_come_whole_fails_its_cell_alone(
 ) -> None:
     with pytest.raises(ValueError, match=f"every cell failed; the first: PictureError: .*{words}"):
         run(tmp_path, params_for(start(**{habit: True})))
+
+
+def test_a_black_picture_is_marked_and_its_model_scored_as_the_worst(
+    tmp_path: Path, start: Start
+) -> None:
+    counts = run(tmp_path, params_for(start(black_for="two.safetensors")))
+    assert counts["failed_by_model"] == {"two": CELLS}
+    failed = {e.model: e.failed for e in read_manifest(tmp_path / "out").entries}
+    assert failed["one"] is None
+    assert "FloatingPointError: a picture that is black throughout" in str(failed["two"])
+    outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
+    grid_score.run(tmp_path / "out", make_tiny_clip(tmp_path / "clip"), outs, SCORE_PARAMS)
+    table = score_table(read_scores(tmp_path / "s.csv"), MODELS, "s.csv")
+    assert table.failed == {"two": CELLS}
+    assert (table.means[1] <= table.means[0]).all()
 
 
 def test_a_picture_of_another_size_is_not_taken(tmp_path: Path, start: Start) -> None:

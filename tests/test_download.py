@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import botocore.session
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import s3fs
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
@@ -34,16 +36,19 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, arrivals, mirror
+from stages.images import address, arrivals
 from stages.images.address import is_public
-from stages.images.fetch import DownloadParams, fetch_all, one_link_per_picture
+from stages.images.download_params import DownloadParams
+from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import without_metadata
-from stages.images.outcome import REASONS, Failed, Fetched, Picture
+from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
+from stages.images.plan import one_link_per_picture, plan, read_links
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
+from stages.images.tally import outcome_columns, row_outcomes
 from stages.images.verify import verify
 from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, serving
@@ -107,6 +112,11 @@ def downloaded(
     run(pairs, folder / "images", folder / "report.json", params, folder / work)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
+
+
+def fetched(links: list[str], kept: Kept, params: DownloadParams = PARAMS) -> dict[str, Outcome]:
+    """Fetch pictures without their rows."""
+    return fetch_all(read_links(pa.array(links)), kept, params, lambda: None)
 
 
 def shard_bytes(folder: Path) -> dict[str, str]:
@@ -268,7 +278,7 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
     links = [
         image_server.link(name).replace("127.0.0.1", "rebinding.test") for name in ("fox", "hare")
     ]
-    outcomes = [fetch_all([link], Kept(tmp_path, ""), params, lambda: None)[link] for link in links]
+    outcomes = [fetched([link], Kept(tmp_path, ""), params)[link] for link in links]
     assert isinstance(outcomes[0], Fetched)
     assert outcomes[1] == Failed("private_address")
     assert resolved[:2] == ["127.0.0.1", "127.0.0.2"]
@@ -466,11 +476,13 @@ def test_a_killed_pass_remembers_final_failures_and_a_new_pass_asks_anew(
     names = ("status-404", "status-503", "robots-noai")
     links = [image_server.link(name) for name in names]
     for _ in range(2):  # a pass that never came to its end
-        outcomes = fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+        outcomes = fetch_all(
+            read_links(pa.array(links)), Kept(tmp_path, "pass"), PARAMS, lambda: None
+        )
         assert outcomes[links[0]] == Failed("gone")
     assert [image_server.asked[name] for name in names] == [1, 4, 1]
     Kept(tmp_path, "pass").end_pass()
-    fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+    fetched(links, Kept(tmp_path, "pass"))
     assert image_server.asked["status-404"] == 2
 
 
@@ -536,12 +548,6 @@ def test_two_processes_do_not_share_a_scratch(tmp_path: Path) -> None:
 
 
 # --- mirrors ----------------------------------------------------------------------------------
-
-
-def forget_buckets() -> None:
-    """Read the credentials anew."""
-    mirror._buckets.cache_clear()
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def mirror_with(folder: Path, **pictures: bytes) -> Path:
@@ -618,16 +624,49 @@ def test_a_mirror_in_a_bucket_gives_what_the_credentials_may_read(
     with s3_server(tmp_path / "s3", monkeypatch) as bucket:
         mirror_with(bucket / "some base", fox=png("fox"), heavy=bytes(params.max_bytes + 1))
         (bucket / f"some base{FOLDER}/a hare.png").write_bytes(png("a hare"))
-        forget_buckets()
         report = downloaded(tmp_path, links, params)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not the secret")
-        forget_buckets()
         with pytest.raises(ValueError, match="refused 4"):
             downloaded(tmp_path, links, params, work="other")
-    forget_buckets()
     assert stored_ids(tmp_path) == ["a hare", "fox"]
     assert report["failed"]["not_mirrored"] == 1
     assert report["failed"]["too_large"] == 1
+
+
+@pytest.mark.parametrize(
+    ("beginning", "is_same", "outcome"),
+    [
+        (png("fox")[:1500], True, "fetched"),
+        (bytes(1500), True, "not_an_image"),  # nobody asked for what seemed to be there
+        (bytes(1500), False, "fetched"),
+    ],
+)
+def test_an_object_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its_start(
+    beginning: bytes,
+    is_same: bool,
+    outcome: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = replace(MIRROR_ONLY, mirrors=("s3://bucket",), timeout_s=20.0)
+    address = f"s3://bucket{FOLDER}/fox.png"
+    with s3_server(tmp_path / "s3", monkeypatch) as bucket:
+        mirror_with(bucket, fox=png("fox"))
+        client = botocore.session.get_session().create_client("s3", "us-east-1")
+        tag = client.head_object(Bucket="bucket", Key=f"{FOLDER[1:]}/fox.png")["ETag"]
+        path = Kept(tmp_path / "work", "").picture_path(address)
+        path.parent.mkdir()
+        part = Part(path)
+        assert part.begin(200, {"ETag": tag if is_same else '"of another file"'}) == 0
+        part.body.write_bytes(beginning)
+        links = read_links(pa.array([f"https://cdn.discordapp.com{FOLDER}/fox.png"]))
+        (found,) = fetch_all(links, Kept(tmp_path / "work", ""), params, lambda: None).values()
+    if outcome != "fetched":
+        assert found == Failed(outcome)
+        return
+    assert isinstance(found, Fetched)
+    assert found.path.read_bytes() == png("fox")
+    assert found.source == "mirror"
 
 
 def test_a_bucket_that_is_not_there_is_asked_again_and_named(
@@ -636,11 +675,9 @@ def test_a_bucket_that_is_not_there_is_asked_again_and_named(
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3secret")
-    forget_buckets()
     params = replace(MIRROR_ONLY, mirrors=("s3://bucket",), timeout_s=20.0, retries=0)
     with pytest.raises(ValueError, match="unreachable 1"):
         downloaded(tmp_path, {"fox": f"https://cdn.discordapp.com{FOLDER}/fox.png"}, params)
-    forget_buckets()
 
 
 @pytest.mark.parametrize(
@@ -686,7 +723,7 @@ def test_what_is_no_link_is_told(link: str) -> None:
 
 def test_a_host_that_no_dns_could_hold_is_an_outcome_and_no_crash(tmp_path: Path) -> None:
     links = [f"http://{'a' * 70}.com/fox.png", "http://a..b/fox.png", "http://[v1.a]/fox.png"]
-    outcomes = fetch_all(links, Kept(tmp_path, "pass"), PARAMS, lambda: None)
+    outcomes = fetched(links, Kept(tmp_path, "pass"))
     assert all(isinstance(outcome, Failed) for outcome in outcomes.values())
     assert outcomes[links[0]] == Failed("bad_link")
 
@@ -701,6 +738,87 @@ def test_a_picture_is_known_by_its_link_without_the_signature() -> None:
     assert original(scaled) == f"{key}?ex=6f&is=6e&hm=ab"
 
 
+def test_the_plan_says_where_to_look_and_why_a_link_is_not_asked() -> None:
+    base = "https://cdn.discordapp.com/attachments/1/2"
+    signed = f"{base}/b.png?ex=64&is=1&hm=2"  # ends at 100 s
+    links = read_links(pa.array([f"{base}/a%20b.png", signed, "ftp://a/b", f"{base}/../c.png"]))
+    assert links["ends_at"].to_pylist() == [None, 100, None, None]
+    mirrors = ["cdn", "s3://bucket/base/", "https://a.org/m"]
+    before, after = (plan(links, mirrors, True, now) for now in (99.9, 100.0))
+    assert before["reason"].to_pylist() == [None, None, "bad_link", "bad_link"]
+    assert after["reason"].to_pylist() == [None, "expired", "bad_link", "bad_link"]
+    assert after["places"].to_pylist() == [
+        [
+            "cdn/attachments/1/2/a%20b.png",
+            "cdn/attachments/1/2/a b.png",
+            "s3://bucket/base/attachments/1/2/a%20b.png",
+            "https://a.org/m/attachments/1/2/a%20b.png",
+        ],
+        [
+            "cdn/attachments/1/2/b.png",
+            "s3://bucket/base/attachments/1/2/b.png",
+            "https://a.org/m/attachments/1/2/b.png",
+        ],
+        [],
+        [],
+    ]
+    offline = plan(links, [], False, 0.0)
+    assert offline["reason"].to_pylist() == ["not_mirrored", "not_mirrored", "bad_link", "bad_link"]
+    assert set(filter(None, after["reason"].to_pylist())) <= set(REASONS)
+
+
+DISCORD = "https://cdn.discordapp.com/attachments/1"
+links_of_few_pictures = st.lists(
+    st.builds(
+        lambda number, end: f"{DISCORD}/{number}/a.png" + f"?ex={end:x}&is=1&hm=2" * bool(end),
+        st.integers(1, 4),
+        st.integers(0, 5),
+    )
+    | st.sampled_from(["", "x", "ftp://a/b"])
+)
+
+
+@given(links_of_few_pictures, st.integers(0, 6), st.integers(1, 5))
+def test_a_plan_is_the_same_in_batches_of_any_size(urls: list[str], now: int, size: int) -> None:
+    links = read_links(pa.array(urls, pa.string()))
+    whole = plan(links, ["cdn"], True, now)
+    parts = [plan(links.slice(at, size), ["cdn"], True, now) for at in range(0, len(urls), size)]
+    assert pa.Table.from_batches(parts, whole.schema) == pa.Table.from_batches([whole])
+    assert len(one_link_per_picture(links)) == len(urls)
+    for url, chosen in zip(urls, one_link_per_picture(links).to_pylist(), strict=True):
+        if not is_link(url):
+            assert chosen == url
+            continue
+        same = [
+            other for other in urls if is_link(other) and picture_key(other) == picture_key(url)
+        ]
+        assert chosen in same
+        assert all((expires_at(other) or 0) <= (expires_at(chosen) or 0) for other in same)
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", "c"]))))
+def test_every_row_has_the_outcome_of_its_link_or_repeats_one(rows: list[tuple[int, str]]) -> None:
+    rows.sort(key=lambda row: row[0])
+    picture = Picture(".png", 32, 32, "")
+    by_link: dict[str, Outcome] = {
+        "a": Fetched(Path("a"), picture, "mirror"),
+        "b": Fetched(Path("b"), picture, "link"),
+        "c": Failed("gone"),
+    }
+    ids, asked = (
+        pa.array([row[i] for row in rows], kind) for i, kind in ((0, pa.int64()), (1, pa.string()))
+    )
+    found = row_outcomes(ids, asked, *outcome_columns(by_link)).to_pylist()
+    seen = set[int]()
+    for (number, link), row in zip(rows, found, strict=True):
+        outcome = Failed("repeated_id") if number in seen else by_link[link]
+        seen.add(number)
+        assert row == {
+            "source": outcome.source if isinstance(outcome, Fetched) else None,
+            "reason": outcome.reason if isinstance(outcome, Failed) else None,
+        }
+
+
 def test_the_end_of_a_link_is_read_from_its_signature() -> None:
     signed = "https://cdn.discordapp.com/a/1/2/a.png?ex=65a00000&is=64a00000&hm=ab"
     assert expires_at(signed) == 0x65A00000
@@ -711,12 +829,10 @@ def test_the_end_of_a_link_is_read_from_its_signature() -> None:
 def test_of_two_links_to_a_picture_the_one_that_lasts_is_asked() -> None:
     base = "https://cdn.discordapp.com/attachments/1/2/a.png"
     early, late = (f"{base}?ex={ex}&is=1&hm=2" for ex in ("65a00000", "75a00000"))
-    assert one_link_per_picture([late, early, base, "x"]) == {
-        early: late,
-        late: late,
-        base: late,
-        "x": "x",
-    }
+    other = base.replace("a.png", "b.png")
+    links = [base, late, early, "x", early, other, "x"]
+    chosen = one_link_per_picture(read_links(pa.array(links)))
+    assert chosen.to_pylist() == [late, late, late, "x", late, other, "x"]
 
 
 @pytest.mark.parametrize(
@@ -938,7 +1054,7 @@ def test_download_and_split_run_without_torch() -> None:
 
 def test_a_fetched_picture_tells_where_it_is(image_server: ImageServer, tmp_path: Path) -> None:
     link = image_server.link("fox")
-    outcome = fetch_all([link], Kept(tmp_path, "pass"), PARAMS, lambda: None)[link]
+    outcome = fetched([link], Kept(tmp_path, "pass"))[link]
     assert isinstance(outcome, Fetched)
     assert outcome.path.read_bytes() == png("fox")
     assert outcome.source == "link"

@@ -29,7 +29,16 @@ from stages.drawing.manifest import read_manifest
 from stages.harness.named import named_weights
 from stages.sheets.arrange import sheets
 from tests.tiny_clip import make_tiny_clip
-from tests.tiny_grid import CELLS, PARAMS, SCORE_PARAMS, Zoo, fake_model, make_zoo, run_cells
+from tests.tiny_grid import (
+    CELLS,
+    PARAMS,
+    SCORE_PARAMS,
+    Zoo,
+    draw_grid,
+    fake_model,
+    make_zoo,
+    run_cells,
+)
 from tests.tiny_sd import make_tiny_sd
 
 PATIENCE = 3  # times the goal: the machine may be at other work
@@ -108,11 +117,10 @@ def test_the_manifest_says_where_each_cell_is(zoo: Zoo, tmp_path: Path) -> None:
 KILLED_RUN = f"""
 import os, signal, sys, time
 from pathlib import Path
-from stages import grid_cells
 from stages.diffusion import engine
 from stages.drawing.cache import CellCache
 from stages.harness.named import named_weights
-from tests.tiny_grid import PARAMS, fake_model
+from tests.tiny_grid import draw_grid, fake_model
 
 left = {KILLED_AFTER}
 def open_model(weights, config, easels):
@@ -133,7 +141,7 @@ engine.open_model = open_model
 CellCache.put = slow_put
 run, config, out = map(Path, sys.argv[1:4])
 pause_s = float(sys.argv[4])
-grid_cells.run("test", named_weights([str(run)]), config, out, out.with_suffix(".json"), PARAMS)
+draw_grid(named_weights([str(run)]), config, out)
 """
 
 
@@ -156,6 +164,8 @@ def test_a_killed_run_goes_on_where_it_was_and_ends_alike(
     shutil.rmtree(scratch)
     run_cells(zoo, tmp_path / "unbroken")
     assert published(out) == published(tmp_path / "unbroken")
+    reports = [path.with_suffix(".json").read_bytes() for path in (out, tmp_path / "unbroken")]
+    assert reports[0] == reports[1], "it tells what the recipe comes to, not who paid when"
 
 
 def test_a_cell_that_fails_is_marked_and_drawn_when_it_can_be(
@@ -196,9 +206,7 @@ def test_a_model_of_broken_weights_is_marked_and_a_grid_of_nothing_else_fails(
     save_single_file(file, broken, zoo.sd.vae, zoo.sd.text_encoder, {})
     params = dataclasses.replace(PARAMS, guidance=1e38)  # times 1000 is infinite in float32
     with pytest.raises(ValueError, match=r"every cell failed.*not a finite picture"):
-        grid_cells.run(
-            "bad", {"broken": file}, zoo.config, tmp_path / "out", tmp_path / "r.json", params
-        )
+        draw_grid({"broken": file}, zoo.config, tmp_path / "out", params)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, params: GridParams, *words: object) -> None:
@@ -346,7 +354,7 @@ def test_a_set_s_negative_prompt_is_what_its_cells_are_drawn_with(zoo: Zoo, tmp_
     assert len(files) == len(entries)
 
 
-def test_the_report_counts_what_was_drawn_and_what_was_there(zoo: Zoo, tmp_path: Path) -> None:
+def test_what_was_drawn_and_what_was_there_is_counted(zoo: Zoo, tmp_path: Path) -> None:
     counts = run_cells(zoo, tmp_path / "out")
     assert (counts["drawn"], counts["reused"]) == (2 * CELLS, 0)
     more = dataclasses.replace(PARAMS, seeds=[1, 2, 3])
@@ -492,13 +500,11 @@ def test_a_rerun_of_2184_cells_with_nothing_new_takes_less_than_5_seconds(
     for number in range(13):
         weights[f"epoch_{number:03}"] = tmp_path / f"{number}.safetensors"
         weights[f"epoch_{number:03}"].write_bytes(b"%d" % number)
-    where = (zoo.config, tmp_path / "out", tmp_path / "report.json", params)
-    grid_cells.run("g", weights, *where)
+    draw_grid(weights, zoo.config, tmp_path / "out", params)
     monkeypatch.setattr(engine, "open_model", lambda *_: pytest.fail("nothing is left to draw"))
     started = time.perf_counter()
-    grid_cells.run("g", weights, *where)
+    counts = draw_grid(weights, zoo.config, tmp_path / "out", params)
     seconds = time.perf_counter() - started
-    counts = json.loads((tmp_path / "report.json").read_text())
     assert counts["reused"] == counts["cells"] == 2184
     print(f"{seconds:.2f} s")  # noqa: T201, a figure for `-s`
     assert seconds < 5 * PATIENCE

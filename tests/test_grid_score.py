@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from stages import grid_cells, grid_score
+from stages import grid_score
 from stages.choice import judge
 from stages.choice.scores import read_scores, score_table
 from stages.diffusion.model import save_single_file
 from stages.diffusion.scorer import Scorer
 from tests.tiny_clip import make_tiny_clip
-from tests.tiny_grid import CELLS, PARAMS, SCORE_PARAMS, Zoo, make_zoo, run_cells
+from tests.tiny_grid import CELLS, PARAMS, SCORE_PARAMS, Zoo, draw_grid, make_zoo, run_cells
 from tests.tiny_sd import make_tiny_sd
 
 
@@ -93,10 +93,8 @@ def test_a_model_of_nan_is_named_and_scored_as_the_worst(zoo: Zoo, tmp_path: Pat
     save_single_file(tmp_path / "nan.safetensors", broken, zoo.sd.vae, zoo.sd.text_encoder, {})
     weights = {"good": zoo.run / "epoch_010.safetensors", "nan": tmp_path / "nan.safetensors"}
     params = dataclasses.replace(PARAMS, guidance=3e20)
-    grid_cells.run("g", weights, zoo.config, tmp_path / "o", tmp_path / "r.json", params)
-    counts = json.loads((tmp_path / "r.json").read_text())
-    if counts["failed_by_model"] != {"nan": CELLS}:
-        pytest.fail(f"{counts}")
+    counts = draw_grid(weights, zoo.config, tmp_path / "o", params)
+    assert counts["failed_by_model"] == {"nan": CELLS}
     outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
     grid_score.run(tmp_path / "o", make_tiny_clip(tmp_path / "clip"), outs, SCORE_PARAMS)
     table = score_table(read_scores(tmp_path / "s.csv"), ["good", "nan"], "s.csv")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from stages.diffusion.ancestry import ANCESTRY, RECIPE
 from stages.diffusion.expression import parse_expression, substituted
 from stages.diffusion.header import BITS, header_bytes, read_header
-from stages.diffusion.merge_files import merge_files
+from stages.diffusion.merge_files import Dtype, merge_files
 from stages.diffusion.merge_table import METHODS, PRESETS, Parameter
 from stages.diffusion.merge_terms import model_names
 from stages.diffusion.merge_text import format_sum
@@ -23,7 +23,7 @@ from stages.diffusion.merge_text import format_sum
 KEY = "model.diffusion_model.out.2.weight"
 VALUES = {"a": Fraction(2, 7), "b": Fraction(-3), "c": Fraction(11, 5), "vodka_v": Fraction(1, 13)}
 often = settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 # Expressions
@@ -49,6 +49,7 @@ sums = st.recursive(st.sampled_from(list(VALUES)), combined, max_leaves=12)
 
 
 @given(sums)
+@settings(deadline=None)
 def test_a_sum_means_what_python_s_own_arithmetic_makes_of_it(text: str) -> None:
     weights = parse_expression(text)
     found = sum((weight * VALUES[str(name)] for name, weight in weights.items()), Fraction())
@@ -174,6 +175,45 @@ def test_any_keys_and_metadata_are_written_as_the_library_reads_them(
     with safe_open(path, "pt") as theirs:
         assert theirs.metadata() == {**metadata, "format": "pt"}
     assert {key: entry.shape for key, entry in read_header(path).tensors.items()} == tensors
+
+
+# Whole merges
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+}
+stored = st.sampled_from(list(DTYPES))
+
+
+@given(sums, st.lists(shapes, min_size=1, max_size=4), st.data())
+@settings(often, max_examples=40)
+def test_any_sum_of_any_shapes_and_dtypes_is_the_plain_one_rounded_once(
+    tmp_path: Path, expression: str, sizes: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    """In whatever order the file holds its tensors, scalars and empty ones among them."""
+    weights = parse_expression(expression)
+    files, models = {}, {}
+    for number, name in enumerate(model_names(weights)):
+        generator = torch.Generator().manual_seed(number)
+        dtype = DTYPES[data.draw(stored)]
+        models[name] = {
+            f"layers.{i}": torch.randn(size, generator=generator).to(dtype)
+            for i, size in enumerate(sizes)
+        }
+        files[name] = tmp_path / f"{name}.safetensors"
+        save_file(models[name], files[name])
+    out, kind = tmp_path / "out.safetensors", data.draw(stored)
+    merge_files(files, expression, out, kind, chunk_elements=data.draw(st.integers(1, 9)))
+    found = load_file(out)
+    for key in (f"layers.{i}" for i in range(len(sizes))):
+        terms = [(str(name), float(weight)) for name, weight in weights.items() if weight]
+        plain = [models[name][key].float() * weight for name, weight in terms]
+        total = plain[0] if plain else torch.zeros(sizes[int(key[7:])])
+        for product in plain[1:]:
+            total = total + product
+        assert torch.equal(found[key], total.to(DTYPES[kind]))
 
 
 # What strangers wrote into metadata

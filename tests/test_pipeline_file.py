@@ -21,7 +21,7 @@ from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.train_params import TrainParams
 from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
-from stages.images.fetch import DownloadParams
+from stages.images.download_params import DownloadParams
 from stages.midjourney.reject import FilterParams
 from stages.report import ReportParams
 from stages.split import SplitParams
@@ -48,13 +48,9 @@ NAMED_MAPS = (  # sections whose keys are names, and may differ between profiles
 )
 
 
-def stage_groups() -> dict[str, dict[str, Any]]:
-    """Read the stages, those of a `foreach` once."""
-    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
-    return {name: stage.get("do", stage) for name, stage in stages.items()}
-
-
-GROUPS = stage_groups()
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))
+# the stages, those of a `foreach` once
+GROUPS = {name: stage.get("do", stage) for name, stage in PIPELINE["stages"].items()}
 
 
 def module_of(stage: dict[str, Any]) -> str:
@@ -105,10 +101,12 @@ def test_each_path_in_a_command_is_a_dep_or_an_out(name: str) -> None:
     stage = GROUPS[name]
     written = [*paths(stage.get("outs", [])), *paths(stage.get("metrics", []))]
     declared = [*paths(stage["deps"]), *written, *paths(stage.get("plots", []))]
+    kept_out = [f"{path}/" for path in PIPELINE["metrics"]]  # of what a run did, not of its results
     for word in shlex.split(stage["cmd"]):
         value = word.partition("=")[2] or word
         if "/" in value and not value.startswith("-"):
-            assert any(value == path or path.startswith(f"{value}/") for path in declared), value
+            is_declared = any(value == path or path.startswith(f"{value}/") for path in declared)
+            assert is_declared or value.startswith(tuple(kept_out)), value
 
 
 @pytest.mark.parametrize("name", GROUPS)
@@ -316,11 +314,10 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         assert not packages & {"torch", "diffusers", "transformers"}
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md"])
-def test_pages_draw_the_graph_as_dvc_does(page: str) -> None:
+def test_the_architecture_page_draws_the_graph_as_dvc_does() -> None:
     command = [sys.executable, "-m", "dvc", "dag", "--collapse-foreach-matrix", "--md"]
     drawn = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert drawn.strip() in (ROOT / page).read_text(encoding="utf-8")
+    assert drawn.strip() in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 
 
 def test_contributors_are_sent_to_files_that_exist() -> None:

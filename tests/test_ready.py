@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from stages import ready
+from stages.harness.cache_folder import cache_folder
 from stages.harness.lock_file import HEADER, entries, is_whole, mend_lock_file
 from stages.harness.processes import dvc_at_work, orphans
 from tests.imports import ROOT
@@ -44,6 +45,10 @@ Path("child").write_text(str(child.pid))
 Path("listens").touch()
 time.sleep(60)
 """
+HOLD = (
+    "import fcntl, os; lock = open('.dvc/tmp/lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
+    "lock.write(str(os.getpid())); lock.flush()"
+)
 
 
 @contextmanager
@@ -110,27 +115,32 @@ def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> No
         assert [process.pid for process in orphans(other)] == [stage.pid]
 
 
-def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
-    """Nor are the processes that it starts."""
-    env = {**os.environ, "DVC_STAGE": "train@64", "DVC_ROOT": str(tree)}
-    command = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"]
-    program = f"import subprocess; subprocess.run({command}, env={env!r})"
-    (tree / "dvc").write_text(program)
-    # to be told by its command, as the real one
-    dvc = subprocess.Popen([sys.executable, str(tree / "dvc"), "repro"], stdout=subprocess.PIPE)
+@contextmanager
+def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program that is told by its command to be DVC, until it is there."""
+    (tree / "dvc").write_text(f"{program}\nimport time; print(flush=True); time.sleep(60)")
+    command = [sys.executable, str(tree / "dvc"), "repro"]
+    process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE)
     try:
-        assert dvc.stdout
-        dvc.stdout.readline()
-        dvc.stdout.close()
+        assert process.stdout
+        with process.stdout:
+            process.stdout.readline()
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
+    env = {**os.environ, "DVC_STAGE": "train@64", "DVC_ROOT": str(tree)}
+    start = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={env!r}, stdout=-3)"
+    with living_dvc(tree, f"import subprocess, sys; {start}") as dvc:
         assert orphans(tree) == []
         dvc.kill()
         dvc.wait()
         assert len(orphans(tree)) == 1
         ready.run(tree)
         assert orphans(tree) == []
-    finally:
-        dvc.kill()
-        dvc.wait()
 
 
 @pytest.mark.parametrize("lock", ["lock", "rwlock"])
@@ -138,21 +148,23 @@ def test_a_dvc_at_work_is_named_and_nothing_is_touched(
     tree: Path, monkeypatch: pytest.MonkeyPatch, lock: str
 ) -> None:
     monkeypatch.setattr(ready, "SOON_S", 0.1)
-    (tree / "dvc").write_text(SLEEP)
-    dvc = subprocess.Popen([sys.executable, str(tree / "dvc"), "repro"])
     (tree / "dvc.lock").write_text("schema")
-    info = {"pid": dvc.pid, "cmd": "dvc repro"}
-    holders = {"lock": f" {dvc.pid}\n", "rwlock": json.dumps({"write": {"/out": info}})}
-    (tree / ".dvc/tmp" / lock).write_text(holders[lock])
-    try:
+    with living_dvc(tree, HOLD if lock == "lock" else "") as dvc:
+        if lock == "rwlock":
+            info = {"pid": dvc.pid, "cmd": "dvc repro"}
+            (tree / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"/out": info}}))
         with pytest.raises(BlockingIOError, match=rf"process {dvc.pid} .*\n  kill {dvc.pid}"):
             ready.run(tree)
         assert (tree / "dvc.lock").read_text() == "schema"
-    finally:
-        dvc.kill()
-        dvc.wait()
     ready.run(tree)
-    assert not (tree / "dvc.lock").read_text().startswith("schema\n")
+    assert (tree / "dvc.lock").read_text() == HEADER
+
+
+def test_a_dvc_that_let_go_of_its_lock_blocks_nothing(tree: Path) -> None:
+    """As the worker of a queue, which lives long and works in trees of its own."""
+    with living_dvc(tree, f"{HOLD}; lock.close()") as dvc:
+        assert str(dvc.pid) in (tree / ".dvc/tmp/lock").read_text()
+        assert dvc_at_work(tree) is None
 
 
 @pytest.mark.parametrize("text", ["", '{"write": {"/out": {"pid": ', '{"write": {}}'])
@@ -169,6 +181,23 @@ def test_a_number_that_another_program_has_by_now_blocks_nothing(tree: Path) -> 
     assert dvc_at_work(tree) is None
     ready.run(tree)
     assert not (tree / ".dvc/tmp/rwlock").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "local", "wanted"),
+    [
+        ("", "", ".dvc/cache"),
+        ("[core]\nanalytics = false\n[cache]\ntype = hardlink\n", "", ".dvc/cache"),
+        ("[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
+        ("[cache]\ndir = ../shared\n", "[cache]\n    dir = /own/100%\n", "/own/100%"),
+    ],
+)
+def test_the_cache_is_where_dvc_s_config_says(
+    tree: Path, config: str, local: str, wanted: str
+) -> None:
+    (tree / ".dvc/config").write_text(config)
+    (tree / ".dvc/config.local").write_text(local)
+    assert cache_folder(tree) == tree / wanted
 
 
 WHOLE = (ROOT / "dvc.lock").read_text("utf-8")
@@ -220,12 +249,12 @@ def test_an_entry_with_half_a_hash_is_not_whole() -> None:
     assert not is_whole(HEADER + entry[:place] + "\n")
 
 
-def test_a_merge_conflict_in_the_lock_file_is_named_with_the_way_out(tmp_path: Path) -> None:
-    path = tmp_path / "dvc.lock"
+def test_a_merge_conflict_is_named_with_the_way_out_and_left_alone(tree: Path) -> None:
+    path = tree / "dvc.lock"
     text = HEADER + f"<<<<<<< HEAD\n{entries(WHOLE)[NAMES[0]]}=======\n>>>>>>> theirs\n"
     path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match=r"git checkout --ours dvc\.lock"):
-        mend_lock_file(path)
+    with pytest.raises(ValueError, match="make resolve"):
+        ready.run(tree)
     assert path.read_text("utf-8") == text
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +37,7 @@ def requirements(path: Path) -> dict[str, str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         requirement = line.split("#")[0].strip()
         if match := re.match(r"([A-Za-z0-9][\w.-]*)(.*)", requirement):
-            found[normalized(match[1])] = match[2].split(";")[0].strip()
+            found[normalized(match[1])] = match[2].split(";")[0].strip(" \\")
     return found
 
 
@@ -69,6 +71,87 @@ def test_the_lock_pins_every_direct_requirement_exactly() -> None:
 def test_every_line_of_the_lock_is_one_exact_public_version() -> None:
     for name, version in requirements(ROOT / "requirements.txt").items():
         assert re.fullmatch(r"==[\w.!]+", version), f"{name}{version}"
+
+
+def test_the_lock_with_hashes_is_the_lock_but_for_torch() -> None:
+    hashed = requirements(ROOT / "requirements.hashes.txt")
+    locked = requirements(ROOT / "requirements.txt")
+    assert hashed == {name: version for name, version in locked.items() if name != "torch"}
+    assert locked["torch"]
+
+
+def test_every_package_of_the_lock_with_hashes_has_some() -> None:
+    text = (ROOT / "requirements.hashes.txt").read_text(encoding="utf-8")
+    without_comments = re.sub(r"^ *#.*\n", "", text, flags=re.MULTILINE)
+    packages = without_comments.replace("\\\n", " ").splitlines()
+    assert len(packages) > 100
+    for package in packages:
+        assert re.search(r" --hash=sha256:[0-9a-f]{64}(?: |$)", package), package
+
+
+def test_an_audit_of_packages_that_are_unknown_fails() -> None:
+    """pip-audit skips what it finds nothing about, and by itself calls that a pass."""
+    done = subprocess.run(
+        ["make", "--dry-run", "audit"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--strict" in done.stdout
+    assert "--requirement requirements.txt" in done.stdout
+
+
+def test_dvc_s_analytics_are_off() -> None:
+    """In the committed config, so for everybody; DVC itself is asked."""
+    ask = "from dvc.analytics import is_enabled; raise SystemExit(is_enabled())"
+    environment = {k: v for k, v in os.environ.items() if k not in ("DVC_NO_ANALYTICS", "DVC_TEST")}
+    done = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, env=environment, check=False)
+    assert done.returncode == 0
+
+
+# What remotes and hubs let people in by. Written so that this file does not match.
+SECRETS = re.compile(
+    r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"  # an AWS access key's id
+    r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----"
+    r"|\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})"
+    r"|\b(?:secret_access_key|access_key_id|session_token|password|passphrase|sas_token"
+    r"|connection_string|account_key|client_secret)[\"']?[ \t]*[=:][ \t]*[\"']?"
+    r"[^\s\"'A-Z<{$(\[,|)]\S{3,}"
+    r"|://[^\s/:@{}<>\"']+:[^\s/@{}<>\"']+@",
+)
+
+# Addresses in tests which show that such an address is refused.
+INVENTED = {"://me:word@", "://me:secret@"}
+
+
+@pytest.mark.parametrize(
+    ("line", "is_secret"),
+    [
+        ("AKIA" + "ABCDEFGHIJKLMNOP", True),
+        ("-----BEGIN OPENSSH " + "PRIVATE KEY-----", True),
+        ("    secret_access_key " + "= wJalrXUtnFEMI/K7MDENG", True),
+        ("    password: " + "hunter2", True),
+        ('"passphrase' + '": "open sesame"', True),
+        ("url = ssh://someone:" + "hunter2@example.org/store", True),
+        ("HF_TOKEN=hf_" + "a" * 34, True),
+        ("dvc remote modify --local storage secret_access_key SECRET", False),
+        ("url = ssh://someone@example.org:2222/store", False),
+        ("PasswordAuthentication no", False),
+    ],
+)
+def test_secrets_are_recognised(line: str, is_secret: bool) -> None:
+    assert bool(SECRETS.search(line)) == is_secret
+
+
+def test_no_tracked_file_holds_a_secret() -> None:
+    found = []
+    for path in git_files("--cached", "--others", "--exclude-standard"):
+        content = path.read_bytes()
+        text = "" if b"\0" in content[:8192] else content.decode("utf-8", errors="replace")
+        found += [f"{path}: {m[0]}" for m in SECRETS.finditer(text) if m[0] not in INVENTED]
+    assert not found
+
+
+def test_git_ignores_the_config_that_holds_credentials() -> None:
+    assert not [path for path in git_files() if path.name == "config.local"]
+    subprocess.run(["git", "check-ignore", "-q", ".dvc/config.local"], cwd=ROOT, check=True)
 
 
 def test_the_lock_leaves_cuda_to_the_torch_wheel() -> None:

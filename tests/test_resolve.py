@@ -235,4 +235,4 @@ def test_a_run_looks_for_conflicts_first() -> None:
         ["make", "--dry-run", "run"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     commands = done.stdout
-    assert commands.index("stages.resolve --check") < commands.index("dvc repro")
+    assert commands.index("stages.ready") < commands.index("dvc repro")

@@ -102,6 +102,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
+def test_the_pictures_in_sight_are_part_of_the_page_s_load(browser: Browser, site: Path) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.add_init_script(
+        "addEventListener('load', () => window.atLoad = [...document.querySelectorAll('.cell img')]"
+        ".map(image => image.complete && image.naturalWidth > 0))"
+    )
+    page.goto((site / VIEWER).as_uri())
+    at_load = page.evaluate("window.atLoad")
+    assert len(at_load) > len(MODELS)
+    assert all(at_load)
+    page.close()
+
+
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
     opened = browser.new_page(viewport={"width": 1280, "height": 800})

@@ -62,11 +62,18 @@ def make_zoo(folder: Path) -> Zoo:
 
 
 def run_cells(zoo: Zoo, out: Path, params: GridParams = PARAMS) -> dict[str, Any]:
-    """Draw their grid, and give the report's counts."""
-    report = out.with_suffix(".json")
-    grid_cells.run("test", named_weights([str(zoo.run)]), zoo.config, out, report, params)
-    counts: dict[str, Any] = json.loads(report.read_text())
-    return counts
+    """Draw their grid, and give its counts."""
+    return draw_grid(named_weights([str(zoo.run)]), zoo.config, out, params)
+
+
+def draw_grid(
+    weights: dict[str, Path], config: Path, out: Path, params: GridParams = PARAMS
+) -> dict[str, Any]:
+    """Draw a grid, and give the report's counts and those of the work done."""
+    outs = grid_cells.CellsOuts(out, out.with_suffix(".json"), out.with_suffix(".drawn.json"))
+    grid_cells.run("test", weights, config, outs, params)
+    assert outs.drawn
+    return {**json.loads(outs.report.read_text()), **json.loads(outs.drawn.read_text())}
 
 
 def fake_model(weights: Path, config: Path, easels: Easels) -> Draw:

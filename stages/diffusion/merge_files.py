@@ -23,7 +23,7 @@ from stages.diffusion.merge_source import (
 from stages.diffusion.merge_terms import Weights, model_names, model_weights
 from stages.diffusion.merge_text import format_weight
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
-from stages.diffusion.writing import writing
+from stages.diffusion.writing import Output, writing
 
 if TYPE_CHECKING:
     from stages.diffusion.merger import Merger
@@ -114,10 +114,7 @@ def merge_files(
         from stages.diffusion.merger import Merger  # torch takes a second: hash meanwhile
 
         merger = Merger(weights, sources, dtype, chunk_elements, allow_nonfinite)
-        written = 0
-        for content in _tensor_bytes(plan, merger):
-            file.write(content)
-            written += len(content)
+        for written in _write_tensors(plan, merger, file):
             if advance:
                 advance(written, plan.size)
         tensors_hash = file.finish()
@@ -192,16 +189,19 @@ def widened(header: bytes, length: int) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _tensor_bytes(plan: Plan, merger: "Merger") -> Iterator[memoryview | bytes]:
-    """Give the new file's tensors piece by piece; a piece lives until the next."""
+def _write_tensors(plan: Plan, merger: "Merger", file: Output) -> Iterator[int]:
+    """Merge or copy tensor after tensor; tell how many bytes of them there are by now."""
+    written = 0
     with merger.opened():
         for key, (dtype, shape) in plan.shapes.items():
             if key == POSITION_IDS:
-                yield b"".join(i.to_bytes(8, "little") for i in range(shape[1]))
+                file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[1])))
             elif dtype not in FLOATS:
-                yield merger.copied(key)
+                file.write(merger.copied(key))
             else:
-                yield from merger.merged(key)
+                merger.merge(key, file.take)
+            written += tensor_bytes(dtype, shape)
+            yield written
 
 
 def _stored(entry: TensorEntry, dtype: Dtype) -> str:

@@ -13,7 +13,7 @@ They are computed by one thread, so that on one machine the same merge gives the
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
 from io import FileIO
@@ -61,8 +61,6 @@ class Merger:
         self.raw_bytes = self.raw.numpy().data
         self.total = torch.empty(chunk_elements, dtype=torch.float32)
         self.term = torch.empty(chunk_elements, dtype=torch.float32)
-        self.stored = torch.empty(chunk_elements * self.dtype.itemsize, dtype=torch.uint8)
-        self.stored_bytes = self.stored.numpy().data
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -83,8 +81,12 @@ class Merger:
         read_into(self.files[name], entry.start, memoryview(content))
         return bytes(content)
 
-    def merged(self, key: str) -> Iterator[memoryview]:
-        """Merge a tensor; give its bytes in pieces that live until the next.
+    def merge(self, key: str, take: Callable[[int], memoryview]) -> None:
+        """Merge a tensor into the new file.
+
+        Args:
+            key: of the tensor.
+            take: gives room for the next bytes, at most so many, to be filled at once.
 
         Raises:
             ValueError: if a value is not finite, in an input that the expression names for this
@@ -96,15 +98,20 @@ class Merger:
             self._check_weightless(settled, weights, key)
         models = [(n, float(w)) for n, w in weights.items() if isinstance(n, str)]
         shapes = {self.sources[name].tensors[key].shape for name in self._taken(key)}
-        if len(models) == len(weights) and len(shapes) == 1:
-            count = prod(next(iter(shapes)))
-            for start in range(0, count, self.chunk_elements):
-                stop = min(start + self.chunk_elements, count)
-                yield self._rounded(self._summed(models, key, start, stop), key)
-        else:
-            whole = self._widened(weights, key) if len(shapes) > 1 else self._whole(weights, key)
-            for piece in whole.flatten().split(self.chunk_elements):
-                yield self._rounded(piece, key)
+        whole: Tensor | None = None
+        if len(shapes) > 1:
+            whole = self._widened(weights, key).flatten()
+        elif len(models) < len(weights):
+            whole = self._whole(weights, key).flatten()
+        count, start = prod(next(iter(shapes))) if whole is None else whole.numel(), 0
+        while start < count:
+            room = take(min(self.chunk_elements, count - start) * self.dtype.itemsize)
+            stored = torch.frombuffer(room, dtype=self.dtype)
+            stop = start + len(stored)
+            values = self._summed(models, key, start, stop) if whole is None else whole[start:stop]
+            self._check_range(values, key)
+            stored.copy_(values)
+            start = stop
 
     def _check_weightless(self, settled: Weights, weights: Weights, key: str) -> None:
         """Refuse NaN and infinity in what has weight 0: the sum would not show them."""
@@ -215,17 +222,12 @@ class Merger:
         read_into(self.files[name], entry.start + start * dtype.itemsize, self.raw_bytes[:size])
         return self.raw[:size].view(dtype)
 
-    def _rounded(self, values: Tensor, key: str) -> memoryview:
-        """Give values as the new file stores them; the bytes live until the next call."""
-        if not len(values):
-            return self.stored_bytes[:0]
+    def _check_range(self, values: Tensor, key: str) -> None:
+        """Refuse values that the new file's dtype cannot hold."""
         low, high = values.aminmax()  # NaN if any value is, and far quicker than isfinite of each
         is_safe = self.lowest <= low.item() and high.item() <= self.highest
         if not (is_safe or self.allow_nonfinite or self._fits(low, high)):
             raise ValueError(self._blame(key))
-        size = len(values) * self.dtype.itemsize
-        self.stored[:size].view(self.dtype).copy_(values)
-        return self.stored_bytes[:size]
 
     def _fits(self, low: Tensor, high: Tensor) -> bool:
         """Tell whether what lies just beyond the largest number is still rounded to it."""

@@ -6,14 +6,9 @@ from pathlib import Path
 
 import torch
 
-from stages.diffusion.group_norm import norm_by_channels
 from stages.diffusion.model import Models, load_models
 
 COMPILER = "inductor"
-COMPILER_OPTIONS = {
-    "conv_1x1_as_mm": True,  # in channels last it is one, and cuBLAS adds the bias for nothing
-    "coordinate_descent_tuning": True,  # tries neighbours of each kernel's block sizes, once
-}
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
 
 
@@ -46,7 +41,7 @@ class Easel:
         tile_px: int,
         cache: Path,
         backend: str = COMPILER,
-        options: Mapping[str, bool] = COMPILER_OPTIONS,
+        options: Mapping[str, bool] | None = None,
     ) -> None:
         """Remember how to draw; the first model is loaded by `put`.
 
@@ -59,7 +54,7 @@ class Easel:
             cache: where compiled code is kept.
             backend, options: of torch.compile.
         """
-        self.backend, self.options = backend, dict(options)
+        self.backend, self.options = backend, dict(options or {})
         self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
         self._models: Models | None = None
         if compiled:
@@ -92,5 +87,4 @@ class Easel:
             models.vae.tile_latent_min_size = self.tile_px // factor
         if self.compiled:
             for part in (models.unet, models.vae.decoder):
-                norm_by_channels(part)
                 part.compile(dynamic=False, backend=self.backend, options=self.options)

@@ -43,15 +43,35 @@ class Output:
         self.filled = 0
         self.hasher, self.writer = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.waiting: deque[tuple[Future[None], ...]] = deque()  # of blocks handed over
-        self._fill(bytes(header_length))
+        self.write(bytes(header_length))
 
-    def write(self, content: memoryview | bytes) -> None:
-        """Add bytes of tensors; they may change once this returns.
+    def take(self, limit: int) -> memoryview:
+        """Give the next bytes of the file to be filled, before anything else is called.
+
+        Args:
+            limit: bytes; where a block ends they are fewer.
 
         Raises:
             OSError: if an earlier block could not be written.
         """
-        self._fill(content)
+        if self.filled == BLOCK_BYTES:
+            self._hand_over()
+        start = self.block * BLOCK_BYTES + self.filled
+        count = min(limit, BLOCK_BYTES - self.filled)
+        self.filled += count
+        return self.memory[start : start + count]
+
+    def write(self, content: memoryview | bytes) -> None:
+        """Add bytes; they may change once this returns.
+
+        Raises:
+            OSError: if an earlier block could not be written.
+        """
+        rest = memoryview(content)
+        while rest:
+            room = self.take(len(rest))
+            room[:] = rest[: len(room)]
+            rest = rest[len(room) :]
 
     def finish(self) -> str:
         """Write what is left; give the SHA-256 of all tensors, 64 hex digits.
@@ -77,17 +97,6 @@ class Output:
         self.hasher.shutdown(cancel_futures=True)
         self.writer.shutdown(cancel_futures=True)
         os.close(self.descriptor)
-
-    def _fill(self, content: memoryview | bytes) -> None:
-        rest = memoryview(content)
-        while rest:
-            count = min(len(rest), BLOCK_BYTES - self.filled)
-            start = self.block * BLOCK_BYTES + self.filled
-            self.memory[start : start + count] = rest[:count]
-            self.filled += count
-            rest = rest[count:]
-            if self.filled == BLOCK_BYTES:
-                self._hand_over()
 
     def _hand_over(self) -> None:
         """Give the block to both threads, and take the oldest once they are through with it."""

@@ -12,6 +12,7 @@ from stages.drawing.cell import Cell
 from stages.harness.progress import Progress
 
 WRITERS = 2  # threads that encode and write
+BLACK = "a picture that is black throughout, as ComfyUI makes it of NaN; are the weights broken?"
 
 
 class Collector:
@@ -53,11 +54,13 @@ class Collector:
                 self._progress.close()
 
     def take(self, model: str, cell: Cell, drawn: Image.Image | Exception) -> None:
-        """Take a picture, or what it died of.
+        """Take a picture, or what it died of. One that is black throughout counts as failed.
 
         Raises:
             OSError: if an earlier picture could not be written.
         """
+        if isinstance(drawn, Image.Image) and drawn.getbbox() is None:
+            drawn = FloatingPointError(BLACK)
         if isinstance(drawn, Image.Image):
             self._settle(self._ahead - 1)
             self._writing.append(self._pool.submit(self._cache.put, cell, drawn))

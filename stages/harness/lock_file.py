@@ -16,7 +16,6 @@ from stages.harness.files import replacing
 HEADER = "schema: '2.0'\nstages:\n"
 ENTRY = re.compile(r"^  (?P<name>\S.*):\n(?:    .*\n)*(?:    .*\Z)?", re.MULTILINE)
 HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
-CONFLICT = re.compile(r"^(<{7}|>{7}) ", re.MULTILINE)
 
 
 def mend_lock_file(path: Path) -> tuple[list[str], list[str]] | None:
@@ -28,18 +27,10 @@ def mend_lock_file(path: Path) -> tuple[list[str], list[str]] | None:
     Returns:
         The stages whose entries come from the last commit, and those whose entries are lost; None
         if the file is whole, or there is none.
-
-    Raises:
-        ValueError: if it holds the marks of a merge conflict.
     """
     if not path.is_file():
         return None
     text = path.read_text("utf-8", errors="replace")
-    if CONFLICT.search(text):
-        raise ValueError(
-            f"{path.name} holds the marks of a merge conflict. Take either side whole, then run "
-            f"again, which makes what is missing:\n  git checkout --ours {path.name}\n  make run"
-        )
     if is_whole(text):
         return None
     found = entries(text)

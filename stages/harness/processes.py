@@ -4,6 +4,7 @@ DVC tells each stage its name and root in the environment, DVC_STAGE and DVC_ROO
 name the processes that hold them, even after their death.
 """
 
+import fcntl
 import re
 import time
 from collections.abc import Iterator
@@ -11,8 +12,7 @@ from pathlib import Path
 
 import psutil
 
-LOCKS = ("lock", "rwlock")  # in .dvc/tmp; the first holds one number, the second JSON
-LOCK_HOLDER = re.compile(r'(?:\A\s*|"pid": )(\d+)')
+READER_OR_WRITER = re.compile(r'"pid": (\d+)')  # in .dvc/tmp/rwlock
 POLL_S = 0.05
 
 
@@ -21,17 +21,38 @@ def dvc_at_work(root: Path) -> psutil.Process | None:
 
     A number in a lock file may be that of a dead DVC, or meanwhile of quite another program.
     """
-    for name in LOCKS:
-        path = root / ".dvc/tmp" / name
-        text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
-        for number in map(int, LOCK_HOLDER.findall(text)):
-            try:
-                process = psutil.Process(number)
-                if _is_alive(process) and _is_dvc(process):
-                    return process
-            except psutil.Error:
-                continue
+    for number in _lock_holders(root / ".dvc/tmp"):
+        try:
+            process = psutil.Process(number)
+            if _is_alive(process) and _is_dvc(process):
+                return process
+        except psutil.Error:
+            continue
     return None
+
+
+def _lock_holders(folder: Path) -> list[int]:
+    """List the processes that DVC's lock files name.
+
+    `lock` is held by flock, and goes on naming whoever let go of it; what holds files while a
+    stage runs is in `rwlock` until it lets go.
+    """
+    named = []
+    whole, by_file = folder / "lock", folder / "rwlock"
+    if whole.is_file() and _is_held(whole):
+        named += re.findall(r"\d+", whole.read_text("utf-8", errors="replace"))
+    if by_file.is_file():
+        named += READER_OR_WRITER.findall(by_file.read_text("utf-8", errors="replace"))
+    return [int(number) for number in named]
+
+
+def _is_held(path: Path) -> bool:
+    with path.open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 def orphans(root: Path) -> list[psutil.Process]:

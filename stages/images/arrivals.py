@@ -3,6 +3,7 @@
 from dataclasses import replace
 from threading import Condition
 
+from stages.images.metadata import Piece
 from stages.images.outcome import Fetched, Outcome
 
 HELD_BYTES = 24 << 20  # pictures in memory that wait for the reader; others are read again
@@ -17,7 +18,7 @@ class Arrivals:
 
     def __init__(self) -> None:
         self.outcomes: dict[str, Outcome] = {}  # without pictures' bytes
-        self._contents: dict[str, bytes] = {}
+        self._parts: dict[str, list[Piece]] = {}
         self._held = 0
         self._stopped: BaseException | None = None
         self._changed = Condition()
@@ -38,9 +39,9 @@ class Arrivals:
         with self._changed:
             if self._stopped:
                 raise self._stopped
-            if isinstance(outcome, Fetched) and outcome.content is not None:
-                self._contents[link] = outcome.content
-                outcome = replace(outcome, content=None)
+            if isinstance(outcome, Fetched) and outcome.parts is not None:
+                self._parts[link] = outcome.parts
+                outcome = replace(outcome, parts=None)
             self.outcomes[link] = outcome
             self._changed.notify_all()
 
@@ -55,11 +56,11 @@ class Arrivals:
                 if self._stopped:
                     raise StoppedError from self._stopped
                 self._changed.wait()
-            outcome, content = self.outcomes[link], self._contents.pop(link, None)
-            if content is None or not isinstance(outcome, Fetched):
+            outcome, parts = self.outcomes[link], self._parts.pop(link, None)
+            if parts is None or not isinstance(outcome, Fetched):
                 return outcome
-            self._held -= len(content)
-            return replace(outcome, content=content)
+            self._held -= sum(map(len, parts))
+            return replace(outcome, parts=parts)
 
     def stop(self, error: BaseException) -> None:
         """Let the other side end, too."""

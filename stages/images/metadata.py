@@ -4,8 +4,9 @@ Midjourney and others name the author in text chunks, EXIF and XMP; a picture in
 nobody. Parts are left out whole, nothing is encoded anew: the same file gives the same bytes.
 """
 
+import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 PNG_KEPT = b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT cICP".split()
 WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF")
@@ -13,6 +14,7 @@ WEBP_TEXT_FLAGS = 0x08 | 0x04  # EXIF and XMP, in the first byte of VP8X
 JPEG_SCAN = 0xDA
 JPEG_APPLICATION = range(0xE0, 0xF0)
 JPEG_COMMENT = 0xFE
+Piece = bytes | memoryview
 
 
 def without_metadata(content: bytes) -> bytes:
@@ -21,23 +23,42 @@ def without_metadata(content: bytes) -> bytes:
     Args:
         content: a whole PNG, JPEG or WebP.
     """
+    return b"".join(plain_parts(content))
+
+
+def plain_parts(content: bytes) -> list[Piece]:
+    """Give the parts that `without_metadata` leaves, most of them views: pictures are large."""
     if content.startswith(b"\x89PNG"):
-        return b"".join([content[:8], *_png_chunks(content)])
+        return list(_png_parts(content))
     if content.startswith(b"RIFF"):
-        body = b"WEBP" + b"".join(_webp_chunks(content))
-        return b"RIFF" + struct.pack("<I", len(body)) + body
-    return content[:2] + b"".join(_jpeg_segments(content))
+        chunks = list(_webp_chunks(content))
+        size = len(b"WEBP") + sum(map(len, chunks))
+        return [b"RIFF" + struct.pack("<I", size) + b"WEBP", *chunks]
+    return [content[:2], *_jpeg_segments(content)]
 
 
-def _png_chunks(content: bytes) -> Iterator[memoryview]:
-    """Give the chunks to keep, up to the end marker (PNG specification, 5.3)."""
-    view, at, kind = memoryview(content), 8, b""
+def sha256_parts(parts: Iterable[Piece]) -> str:
+    """Hash parts as the one text that they make; 64 hex digits."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(part)
+    return whole.hexdigest()
+
+
+def _png_parts(content: bytes) -> Iterator[memoryview]:
+    """Give what is to be kept, up to the end marker, in as few parts as it makes.
+
+    Source: PNG specification, 5.3.
+    """
+    view, at, kept_from, kind = memoryview(content), 8, 0, b""
     while kind != b"IEND":
         (length,) = struct.unpack_from(">I", content, at)
         kind, end = content[at + 4 : at + 8], at + 12 + length
-        if kind in PNG_KEPT:
-            yield view[at:end]
+        if kind not in PNG_KEPT:
+            yield view[kept_from:at]
+            kept_from = end
         at = end
+    yield view[kept_from:at]
 
 
 def _webp_chunks(content: bytes) -> Iterator[bytes]:

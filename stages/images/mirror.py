@@ -3,11 +3,8 @@
 An address is the base of a web server, `https://host/base`, or of a bucket, `s3://bucket/base`.
 """
 
-from collections.abc import Iterator, Sequence
-from errno import EDQUOT, EFBIG, ENOSPC, EROFS
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from stages.images.link import mirror_paths
@@ -49,60 +46,13 @@ def check_mirrors(mirrors: Sequence[str]) -> None:
             )
 
 
-def mirrored(link: str, mirrors: Sequence[str]) -> Iterator[Path | str]:
-    """List the files that folders hold for a link, and its addresses, in the mirrors' order."""
+def places(link: str, mirrors: Sequence[str]) -> list[str]:
+    """List where mirrors may hold a link's picture, in their order: paths and addresses."""
     below = mirror_paths(link)
+    found: list[str] = []
     for mirror in mirrors:
         if is_address(mirror):
-            names = dict.fromkeys(quote(unquote(name)) for name in below[:1])
-            yield from (f"{mirror.rstrip('/')}/{name}" for name in names)
+            found += [f"{mirror.rstrip('/')}/{quote(unquote(name))}" for name in below[:1]]
         else:
-            yield from (path for name in below if (path := Path(mirror) / name).is_file())
-
-
-def copy_object(address: str, path: Path, max_bytes: int) -> str:
-    """Copy an object of a bucket, with the credentials that AWS's tools use.
-
-    Args:
-        address: `s3://bucket/key`, the key quoted as in a link.
-        path: of the copy.
-        max_bytes: larger objects are not copied.
-
-    Returns:
-        The reason for which it cannot be had, one of outcome.REASONS; empty: it is there.
-    """
-    from botocore.exceptions import BotoCoreError  # slow to import, and only buckets need it
-
-    bucket = _buckets()
-    parts = urlsplit(address)
-    name = f"{parts.netloc}{unquote(parts.path)}"
-    try:
-        if bucket.size(name) > max_bytes:
-            return "too_large"
-        bucket.get_file(name, str(path))
-    except FileNotFoundError:
-        return "gone"
-    except PermissionError:
-        return "refused"
-    except OSError as error:
-        if error.filename == str(path) or error.errno in (ENOSPC, EFBIG, EDQUOT, EROFS):
-            raise
-        return "unreachable"
-    except BotoCoreError:  # no way to the server, or no answer
-        return "unreachable"
-    return ""
-
-
-@cache
-def _buckets() -> Any:
-    import botocore.session
-    import fsspec
-
-    is_public = botocore.session.get_session().get_credentials() is None
-    # no listing is remembered: each object is asked for once; trying again is the caller's
-    settings = {"retries": {"max_attempts": 0}, "connect_timeout": 10}
-    buckets = fsspec.filesystem(
-        "s3", anon=is_public, use_listings_cache=False, config_kwargs=settings
-    )
-    buckets.retries = 1
-    return buckets
+            found += [str(Path(mirror) / name) for name in below]
+    return found

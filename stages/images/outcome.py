@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from stages.images.metadata import Piece
+
 Source = Literal["mirror", "link"]
 
 # Each row ends in one of these or is fetched; in the order of the steps that tell.
@@ -52,7 +54,8 @@ class Fetched:
     at: int = 0  # where in the file it begins
     size: int = -1  # in bytes; -1: to the file's end
     original_size: int = -1  # of the file as it came; -1: not known
-    content: bytes | None = field(default=None, repr=False, compare=False)  # without metadata
+    # without metadata; None: to be read
+    parts: list[Piece] | None = field(default=None, repr=False, compare=False)
 
     def read(self) -> bytes:
         """Read the file, or its piece of a pack."""

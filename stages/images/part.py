@@ -1,8 +1,11 @@
 """What has come of a picture so far, so that a broken or killed download goes on in its middle."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterable, Mapping
 from pathlib import Path
+
+from stages.images.answer import Again
+from stages.images.outcome import Failed
 
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
@@ -20,17 +23,45 @@ class Part:
             path: of the picture, when it is whole.
         """
         self.body = path.with_name(path.name + ".partial")
-        self._version = path.with_name(path.name + ".version")
+        self._kept = path.with_name(path.name + ".version")
 
     def range_headers(self) -> dict[str, str]:
         """Ask for the rest, if the server still has the same version (RFC 9110, 13.1.5)."""
-        try:
-            size, version = self.body.stat().st_size, self._version.read_text("latin-1")
-        except FileNotFoundError:
-            return {}
+        size = self.body.stat().st_size if self.body.exists() else 0
+        version = self._kept_version()
         if not size or not version.isprintable() or not version:
             return {}
         return {"Range": f"bytes={size}-", "If-Range": version}
+
+    async def take(
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        length: int,
+        pieces: AsyncIterable[bytes],
+        max_bytes: int,
+    ) -> Failed | Again | None:
+        """Write an answer's body down, piece by piece; None: all of it is there.
+
+        Args:
+            status: 200, or 206 for the rest of what is there.
+            headers: of the answer, in any letter case.
+            length: of the body; 0 if the answer does not tell.
+            pieces: of the body.
+            max_bytes: of the whole picture.
+        """
+        written = self.begin(status, headers)
+        if written is None:
+            return Again("server_error")
+        if written + length > max_bytes:
+            return Failed("too_large")
+        with self.body.open("ab", buffering=0) as file:
+            async for piece in pieces:
+                written += len(piece)
+                if written > max_bytes:
+                    return Failed("too_large")
+                file.write(piece)
+        return None
 
     def begin(self, status: int, headers: Mapping[str, str]) -> int | None:
         """Make ready for an answer's body: after what is there, or from the start.
@@ -38,22 +69,31 @@ class Part:
         Returns:
             How many bytes are there; None: the answer does not continue them.
         """
+        version = _version(headers)
         if status == 206:
             size = self.body.stat().st_size if self.body.exists() else 0
             found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
-            if found is None or int(found[1]) != size:
+            # a server that knows no If-Range may give the rest of another version
+            is_other = version and version != self._kept_version()
+            if found is None or int(found[1]) != size or is_other:
                 self.forget()
                 return None
             return size
         self.forget()
-        version = headers.get("ETag", "")
-        if not version.startswith('"'):  # a weak one promises no equal bytes
-            version = headers.get("Last-Modified", "")
         if version:
-            self._version.write_text(version, "latin-1")
+            self._kept.write_text(version, "latin-1")
         return 0
+
+    def _kept_version(self) -> str:
+        return self._kept.read_text("latin-1") if self._kept.exists() else ""
 
     def forget(self) -> None:
         """Take the files away."""
         self.body.unlink(missing_ok=True)
-        self._version.unlink(missing_ok=True)
+        self._kept.unlink(missing_ok=True)
+
+
+def _version(headers: Mapping[str, str]) -> str:
+    """Name the version that an answer gives; "" if it promises no equal bytes."""
+    tag = headers.get("ETag", "")
+    return tag if tag.startswith('"') else headers.get("Last-Modified", "")  # not W/"weak"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.files import sha256_bytes
-from stages.images.metadata import without_metadata
+from stages.images.metadata import Piece, plain_parts, sha256_parts
 from stages.images.outcome import Fetched
 
 # A name ends at its first dot; slashes would make folders.
@@ -78,34 +78,38 @@ def write_shards(
             for sample in itertools.chain([first], itertools.islice(waiting, shard_size - 1)):
                 start = file.tell()
                 files = list(members(sample))
-                for name, content in files:
-                    file.writelines(_blocks(name, content))
+                for name, parts in files:
+                    file.writelines(_blocks(name, parts))
                 file.flush()
-                written(sample, path, start + tarfile.BLOCKSIZE, len(files[0][1]))
+                written(sample, path, start + tarfile.BLOCKSIZE, _size(files[0][1]))
             file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar file, then a full record
             file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
         shards += 1
     return shards
 
 
-def _blocks(name: str, content: bytes) -> tuple[bytes, bytes, bytes]:
+def _blocks(name: str, parts: list[Piece]) -> list[Piece]:
     """Make a member of a tar file: header, content, and zeros up to a whole block."""
     header = tarfile.TarInfo(name)  # mtime 0, nobody's, mode 0644
-    header.size = len(content)
+    header.size = _size(parts)
     head = header.tobuf(tarfile.USTAR_FORMAT)
-    return head, content, bytes(-len(content) % tarfile.BLOCKSIZE)
+    return [head, *parts, bytes(-header.size % tarfile.BLOCKSIZE)]
 
 
-def members(sample: Sample) -> Iterator[tuple[str, bytes]]:
+def _size(parts: list[Piece]) -> int:
+    return sum(map(len, parts))
+
+
+def members(sample: Sample) -> Iterator[tuple[str, list[Piece]]]:
     """Make the files of a sample: picture, `.txt`, `.json`; the picture's own words stay out."""
     picture, key = sample.fetched.picture, sample_key(sample.id)
-    content = sample.fetched.content
-    if content is None:
+    parts = sample.fetched.parts
+    if parts is None:
         try:
-            content = without_metadata(sample.fetched.read())
+            parts = plain_parts(sample.fetched.read())
         except (struct.error, IndexError):  # of what is no picture any more
-            content = b""
-        if sha256_bytes(content) != picture.sha256:
+            parts = []
+        if sha256_parts(parts) != picture.sha256:
             raise ValueError(
                 f"picture {sample.id}: its file changed while this stage ran. Leave mirrors and "
                 ".work alone meanwhile, and start again"
@@ -117,9 +121,9 @@ def members(sample: Sample) -> Iterator[tuple[str, bytes]]:
         "height": picture.height,
         "sha256": picture.sha256,
     }
-    yield f"{key}{picture.suffix}", content
-    yield f"{key}.txt", sample.caption.encode()
-    yield f"{key}.json", json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()
+    yield f"{key}{picture.suffix}", parts
+    yield f"{key}.txt", [sample.caption.encode()]
+    yield f"{key}.json", [json.dumps(facts, sort_keys=True, ensure_ascii=False).encode()]
 
 
 def read_shards(folder: Path) -> Iterator[Stored]:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.harness.files import sha256_bytes
-from stages.images.metadata import without_metadata
+from stages.images.metadata import Piece, plain_parts, sha256_parts
 from stages.images.outcome import Failed, Picture
 
 # The limits here are the caller's, and they come before decoding; Pillow's own limit only warns.
@@ -41,7 +40,7 @@ def verify(path: Path, max_bytes: int, max_pixels: int) -> Picture | Failed:
     return found if isinstance(found, Failed) else found[0]
 
 
-def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, bytes] | Failed:
+def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, list[Piece]] | Failed:
     """Check a file to its last byte, within limits: a PNG by its chunks, others by decoding.
 
     Every byte of a PNG's pixels is under a checksum, which finds what a network does to a file;
@@ -53,7 +52,7 @@ def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, byte
         max_pixels: width * height; larger pictures are not decoded.
 
     Returns:
-        The picture, and its bytes without metadata.
+        The picture, and the parts of its bytes that are left without metadata.
     """
     if path.stat().st_size > max_bytes:
         return Failed("too_large")
@@ -67,8 +66,8 @@ def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, byte
     width, height = size
     if width * height > max_pixels:
         return Failed("too_many_pixels")
-    plain = without_metadata(content)
-    return Picture(SUFFIXES[name], width, height, sha256_bytes(plain)), plain
+    parts = plain_parts(content)
+    return Picture(SUFFIXES[name], width, height, sha256_parts(parts)), parts
 
 
 def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ SIGNS = {
     "download": {"rows", "fetched", "by_source", "failed"},
     "summary": {"start", "minimum", "epoch_of_minimum", "change_percent"},
     "grid": {"models", "cells", "failed", "failed_by_model"},
+    "drawn": {"drawn", "reused"},
     "scores": {"scores", "confidence", "prompts"},
     "choice": {"choice", "sha256", "by", "is_clear", "reason", "candidates"},
     "merge": {"expression", "weights", "inputs"},
@@ -168,6 +169,8 @@ def _sort_in(findings: Findings, path: Path, below: PurePosixPath) -> None:
         case "summary":
             if not (path.parent / LOSS_FILE).is_file():
                 findings.unknown.append(str(below))
+        case "drawn":
+            pass  # tells of one run; a page that showed it would differ from one to the next
         case "grid":
             findings.grids.append(Named(name, content))
         case "scores":

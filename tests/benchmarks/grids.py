@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages import grid_cells
 from stages.choice.scores import interval, resampled_prompts
 from stages.choice.votes import resampled_strengths
 from stages.diffusion import engine
@@ -36,7 +35,7 @@ from tests.imports import ROOT
 from tests.test_select import coverage, simulated_votes
 from tests.test_sheet import LARGE
 from tests.test_viewer import FIRST_PICTURE, FRAMES, MAX_FRAME_MS, go, make_large, until
-from tests.tiny_grid import PARAMS, fake_model
+from tests.tiny_grid import PARAMS, draw_grid, fake_model
 
 MODELS, REPEATS, WIDEST = 13, 3, (1280, 800)
 RERUN = "from tests.benchmarks.grids import draw_all; import sys; draw_all(sys.argv[1])"
@@ -57,7 +56,7 @@ def draw_all(folder: str) -> None:
     config.mkdir(exist_ok=True)
     (config / "model_index.json").write_text("{}")
     engine.open_model = fake_model
-    grid_cells.run("g", weights, config, where / "out", where / "report.json", params)
+    draw_grid(weights, config, where / "out", params)
 
 
 def rerun(folder: Path) -> str:

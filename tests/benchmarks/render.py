@@ -9,8 +9,8 @@ Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed w
   single    512 px, one picture at a time, not compiled: what a simple script does
   gpus      two GPUs over one, by `torchrun`; only where there are two
 
-What the compiler is given beyond its own choices is weighed with `--compiler '{}'`, and group norms
-by channels against torch's own with `--library-norms`, each for the rows 512 and 768.
+Options of the compiler are weighed with `--compiler`, such as '{"conv_1x1_as_mm": true}', for the
+rows 512 and 768.
 
 `--small` uses a tiny model and small pictures, to try the script itself on a CPU.
 """
@@ -33,9 +33,8 @@ from typing import Any
 import torch
 import yaml
 
-from stages.diffusion import group_norm
 from stages.diffusion.model import Models, save_single_file
-from stages.diffusion.render import COMPILER_OPTIONS, Easel
+from stages.diffusion.render import Easel
 from stages.diffusion.sample import SamplingParams, draw
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json
 
@@ -76,9 +75,8 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rows", type=lambda text: text.split(","), default=list(ROWS))
     parser.add_argument(
-        "--compiler", type=json.loads, default=COMPILER_OPTIONS, metavar="JSON", help="its options"
+        "--compiler", type=json.loads, default={}, metavar="JSON", help="its options"
     )
-    parser.add_argument("--library-norms", action="store_true", help="torch's own group norms")
     parser.add_argument("--small", action="store_true", help="to try the script on a CPU")
     options = parser.parse_args()
     bench = Bench(
@@ -90,8 +88,6 @@ def main() -> None:
         seeds=1 if options.small else 8,
         compiler=options.compiler,
     )
-    if options.library_norms:
-        group_norm.SHORT_RUN = 0  # none is narrow enough
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(bench.compiled)
     cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     print(f"torch {torch.__version__}, {cards or 'CPU'}", flush=True)
@@ -255,7 +251,8 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     run.mkdir(parents=True)
     (run / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     words = f"stages.grid_cells model={bench.weights} --group timed --config {bench.config}"
-    words += f" --out {run}/cells --report {run}/report.json --params {run}/params.yaml"
+    words += f" --out {run}/cells --report {run}/report.json --drawn {run}/drawn.json"
+    words += f" --params {run}/params.yaml"
     environment = {**os.environ, "DVC_ROOT": str(run)}
     started = time.perf_counter()
     done = subprocess.run(
@@ -264,7 +261,7 @@ def run_grid(bench: Bench, python: list[str], seeds: int) -> tuple[float, int, f
     seconds = time.perf_counter() - started
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
-    cells = json.loads((run / "report.json").read_text(encoding="utf-8"))["drawn"]
+    cells = json.loads((run / "drawn.json").read_text(encoding="utf-8"))["drawn"]
     ends = [line for line in done.stderr.splitlines() if line.endswith("/s") and " in " in line]
     return seconds, cells, sum(float(line.split(", ")[-1].removesuffix("/s")) for line in ends)
 

@@ -1,0 +1,88 @@
+"""Where to look for the pictures of a table of links: decided on columns, before anybody is asked.
+
+Each function takes Arrow columns and gives Arrow columns; none reads a clock, a disk or a network,
+so batches may be decided anywhere.
+"""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from stages.images.link import expires_at, is_link, picture_key
+from stages.images.mirror import places
+
+LINKS = pa.schema(
+    [
+        ("link", pa.string()),
+        ("picture", pa.string()),  # its name, whatever the link's signature; null: no such link
+        ("ends_at", pa.int64()),  # Unix time; null: the link does not say
+    ]
+)
+PLAN = pa.schema(
+    [
+        ("link", pa.string()),
+        ("places", pa.list_(pa.string())),  # of mirrors: paths and addresses, in their order
+        ("reason", pa.string()),  # why the link itself is not to be asked; null: it is
+    ]
+)
+
+
+def read_links(links: pa.Array) -> pa.RecordBatch:
+    """Read what links say of themselves.
+
+    Args:
+        links: of strings.
+
+    Returns:
+        Of schema LINKS, a row for each link.
+    """
+    texts = links.to_pylist()
+    are_links = list(map(is_link, texts))
+    known = list(zip(texts, are_links, strict=True))
+    pictures = [picture_key(link) if is_good else None for link, is_good in known]
+    ends = [expires_at(link) if is_good else None for link, is_good in known]
+    columns = [links, pa.array(pictures, pa.string()), pa.array(ends, pa.int64())]
+    return pa.RecordBatch.from_arrays(columns, schema=LINKS)
+
+
+def one_link_per_picture(links: pa.RecordBatch) -> pa.Array:
+    """Choose, of the links to one picture, the one that ends last; bad links stand for themselves.
+
+    Args:
+        links: all of them, of schema LINKS.
+
+    Returns:
+        The chosen link of each row.
+    """
+    names = pc.coalesce(links["picture"], links["link"])
+    columns = {"name": names, "link": links["link"], "end": pc.fill_null(links["ends_at"], 0)}
+    last_first = pa.table(columns).sort_by([("end", "descending"), ("link", "descending")])
+    best = last_first.group_by("name", use_threads=False).aggregate([("link", "first")])
+    chosen = pc.index_in(names, best["name"].combine_chunks())
+    return best["link_first"].combine_chunks().take(chosen)
+
+
+def plan(
+    links: pa.RecordBatch, mirrors: Sequence[str], use_links: bool, now: float
+) -> pa.RecordBatch:
+    """Say where to look for each picture: in which places of mirrors, and whether at its link.
+
+    Args:
+        links: of schema LINKS.
+        mirrors: folders and addresses.
+        use_links: whether links may be asked at all.
+        now: Unix time.
+
+    Returns:
+        Of schema PLAN, a row for each link. The reasons are of outcome.REASONS.
+    """
+    is_bad = links["picture"].is_null()
+    is_over = pc.fill_null(pc.less_equal(pc.cast(links["ends_at"], pa.float64()), now), False)
+    is_barred = pa.repeat(not use_links, len(links))
+    names = ["bad_link", "not_mirrored", "expired"]
+    reason = pc.case_when(pc.make_struct(is_bad, is_barred, is_over, field_names=names), *names)
+    known = zip(links["link"].to_pylist(), is_bad.to_pylist(), strict=True)
+    found = [[] if is_no_link else places(link, mirrors) for link, is_no_link in known]
+    columns = [links["link"], pa.array(found, PLAN.field("places").type), reason]
+    return pa.RecordBatch.from_arrays(columns, schema=PLAN)
