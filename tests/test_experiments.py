@@ -85,7 +85,7 @@ def test_a_page_compares_an_experiment_with_the_commit_that_it_began_at(
 ) -> None:
     said = queued.call("python", "-m", "stages.compare", "HEAD", "r5", "--out", "compared")
     assert "train.64.learning_rate: 0.001 -> 5e-05\n" in said
-    assert "1 params, 0 metrics, 1 curves and 0 cells differ" in said
+    assert "differs: params 1, metrics 0, curves 1, cells 0\n" in said
 
 
 def test_an_experiment_that_is_applied_trains_nothing(queued: TinyRecipe) -> None:
