@@ -38,6 +38,7 @@ from tests.test_viewer import FIRST_PICTURE, FRAMES, MAX_FRAME_MS, go, make_larg
 from tests.tiny_grid import PARAMS, draw_grid, fake_model
 
 MODELS, REPEATS, WIDEST = 13, 3, (1280, 800)
+SIMULATED_VOTES = 600_000  # for each row of `coverage`; 400 elections leave it uncertain by 1 %
 RERUN = "from tests.benchmarks.grids import draw_all; import sys; draw_all(sys.argv[1])"
 
 
@@ -124,7 +125,7 @@ def coverages(folder: Path) -> str:
     rows = []
     for prompts, number in ((6, 100), (21, 400), (21, 2000)):
         for spread in (0.0, 0.5, 1.0):
-            share = coverage(prompts, number, spread, runs=400)
+            share = coverage(prompts, number, spread, runs=max(400, SIMULATED_VOTES // number))
             rows.append(f"{prompts} prompts, {number} votes, spread {spread:g}: {share:.1%}")
     for prompts in (6, 21):
         rows.append(f"mean score, {prompts} prompts: {_coverage_of_means(prompts, 3000):.1%}")

@@ -1,10 +1,11 @@
 """Time the drawing of cells with a full-size SD 1.5 of random weights on this machine's GPUs.
 
-  python -m tests.benchmarks.render --folder DIR [--rows 512,768,start,single,gpus]
+  python -m tests.benchmarks.render --folder DIR [--rows 512,768,company,start,single,gpus]
 
 Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed when it is known:
 
   512, 768  pictures a second, compiled, batches of 16, once it is warm
+  company   by how many levels of 255 a 512 px picture differs where the rest of its batch does
   start     168 cells of 512 px by `stages.grid_cells`, start included, with a warm compile cache
   single    512 px, one picture at a time, not compiled: what a simple script does
   gpus      two GPUs over one, by `torchrun`; only where there are two
@@ -30,6 +31,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 
@@ -38,7 +40,7 @@ from stages.diffusion.render import Easel
 from stages.diffusion.sample import SamplingParams, draw
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json
 
-ROWS = ("512", "768", "start", "single", "gpus")
+ROWS = ("512", "768", "company", "start", "single", "gpus")
 PROMPTS = [f"a picture of thing number {number}" for number in range(21)]
 SAMPLING = SamplingParams(sampler="dpmpp_2m", steps=25, guidance=7.0, negative_prompt="")
 
@@ -96,6 +98,7 @@ def main() -> None:
     rows: dict[str, Callable[[Bench], str]] = {
         "512": lambda b: throughput(b, b.side["512"]),
         "768": lambda b: throughput(b, b.side["768"]),
+        "company": company,
         "start": whole_grid,
         "single": one_by_one,
         "gpus": two_over_one,
@@ -162,9 +165,8 @@ def sampling(bench: Bench) -> SamplingParams:
     )
 
 
-def throughput(bench: Bench, side: int) -> str:
-    """Draw full batches with compiled code; the first pays for the compiler."""
-    easel = Easel(
+def compiled_easel(bench: Bench) -> Easel:
+    return Easel(
         bench.config,
         bench.dtype,
         compiled=True,
@@ -172,6 +174,11 @@ def throughput(bench: Bench, side: int) -> str:
         cache=bench.compiled,
         options=bench.compiler,
     )
+
+
+def throughput(bench: Bench, side: int) -> str:
+    """Draw full batches with compiled code; the first pays for the compiler."""
+    easel = compiled_easel(bench)
     models = easel.put(bench.weights)
     first = timed(lambda: draw_batch(bench, models, side, bench.batch))
     seconds = [timed(lambda: draw_batch(bench, models, side, bench.batch)) for _ in range(4)]
@@ -182,6 +189,20 @@ def throughput(bench: Bench, side: int) -> str:
         f"{mean:.2f} pictures/s of {side} px (best batch {best:.2f}); the first batch {first:.1f} "
         f"s, another model in its place {swapped:.1f} s"
     )
+
+
+def company(bench: Bench) -> str:
+    """Draw one picture in two batches, at another place and with others."""
+    models, side = compiled_easel(bench).put(bench.weights), bench.side["512"]
+    seen = []
+    for at, first in ((0, 1), (bench.batch - 1, 9)):
+        prompts = [PROMPTS[(first + i) % len(PROMPTS)] for i in range(bench.batch)]
+        seeds = list(range(100 * first, 100 * first + bench.batch))
+        prompts[at], seeds[at] = "the same picture", 7
+        pictures = draw(models, prompts, seeds, side, side, sampling(bench))
+        seen.append(np.asarray(pictures[at]).astype(int))
+    gap = np.abs(seen[0] - seen[1])
+    return f"at most {gap.max()} levels, {gap.mean():.2g} on average, {(gap > 0).mean():.1%} differ"
 
 
 def one_by_one(bench: Bench) -> str:
