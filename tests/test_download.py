@@ -782,6 +782,14 @@ def test_the_plan_says_where_to_look_and_why_a_link_is_not_asked() -> None:
     assert set(filter(None, after["reason"].to_pylist())) <= set(REASONS)
 
 
+@pytest.mark.parametrize(("end", "reason"), [("f" * 40, None), ("-" + "f" * 40, "expired")])
+def test_an_end_that_no_clock_shows_is_no_crash(end: str, reason: str | None) -> None:
+    link = f"https://cdn.discordapp.com/attachments/1/2/b.png?ex={end}&is=1&hm=2"
+    links = read_links(pa.array([link]))
+    assert one_link_per_picture(links).to_pylist() == [link]
+    assert plan(links, [], True, time.time())["reason"].to_pylist() == [reason]
+
+
 DISCORD = "https://cdn.discordapp.com/attachments/1"
 links_of_few_pictures = st.lists(
     st.builds(
