@@ -166,7 +166,7 @@ def test_a_full_disk_is_told_and_given_room_the_run_goes_on(
     place.mkdir()
     with disk(place, before + (1 << 20)):
         recipe = copied(fresh, place / "copy")
-        for share in (0.0, 0.4):
+        for share in (0.0, 0.2):
             resize(place, int(before + (1 << 20) + share * (after - before)))
             status, said = start(recipe, unbroken.targets).end()
             assert status

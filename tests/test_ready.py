@@ -174,6 +174,14 @@ def test_a_lock_that_was_cut_short_goes(tree: Path, text: str) -> None:
     assert not (tree / ".dvc/tmp/rwlock").exists()
 
 
+def test_a_copy_that_dvc_did_not_finish_goes_and_nobody_else_s_file(tree: Path) -> None:
+    (tree / "models/vodka").mkdir(parents=True)
+    for name in (".mL9PBgbAocotgKT8YW-B_Q.tmp", "mine.tmp", ".mine.tmp"):
+        (tree / "models/vodka" / name).touch()
+    ready.run(tree)
+    assert {p.name for p in (tree / "models/vodka").iterdir()} == {"mine.tmp", ".mine.tmp"}
+
+
 def test_a_number_that_another_program_has_by_now_blocks_nothing(tree: Path) -> None:
     (tree / ".dvc/tmp/lock").write_text(f"{os.getpid()}\n")  # pytest's
     info = {"pid": os.getpid(), "cmd": "dvc repro"}
