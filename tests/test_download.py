@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
@@ -802,7 +802,6 @@ links_of_few_pictures = st.lists(
 
 
 @given(links_of_few_pictures, st.integers(0, 6), st.integers(1, 5))
-@settings(deadline=None)
 def test_a_plan_is_the_same_in_batches_of_any_size(urls: list[str], now: int, size: int) -> None:
     links = read_links(pa.array(urls, pa.string()))
     whole = plan(links, ["cdn"], True, now)
@@ -821,7 +820,6 @@ def test_a_plan_is_the_same_in_batches_of_any_size(urls: list[str], now: int, si
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", "c"]))))
-@settings(deadline=None)
 def test_every_row_has_the_outcome_of_its_link_or_repeats_one(rows: list[tuple[int, str]]) -> None:
     rows.sort(key=lambda row: row[0])
     picture = Picture(".png", 32, 32, "")

@@ -159,7 +159,6 @@ def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
     count=st.integers(1, 7),
     min_upscales=st.integers(0, 3),
 )
-@settings(deadline=None)  # it counts on the disk, too
 def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
     batches: list[list[str]], rows_in_memory: int, count: int, min_upscales: int
 ) -> None:
@@ -351,7 +350,7 @@ def test_a_folder_or_pattern_without_exports_is_named(tmp_path: Path) -> None:
     line_end=st.sampled_from(["\n", "\r\n"]),
     block=st.sampled_from([64, 4096]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_a_csv_writer_writes_is_read_back(
     rows: list[list[str]], order: list[str], line_end: str, block: int
 ) -> None:
@@ -375,7 +374,6 @@ broken_csv = st.lists(st.sampled_from([m.encode() for m in MARKS]) | st.binary(m
 
 
 @given(broken_csv.map(b"".join), st.sampled_from([64, 4096]))
-@settings(deadline=None)
 def test_any_bytes_after_a_header_are_rows_that_all_are_counted_or_a_clear_refusal(
     content: bytes, block: int
 ) -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from stages.midjourney.message import KIND_OF_VERB, parse_message, parse_messages
@@ -130,7 +130,6 @@ pieces = st.lists(
 
 
 @given(st.lists(texts | pieces, max_size=8))
-@settings(deadline=None)
 def test_any_column_parses_as_its_messages_do(contents: list[str]) -> None:
     assert_column_agrees(contents)
 
@@ -278,7 +277,6 @@ def test_a_caption_is_clean_and_holds_no_flag(text: str) -> None:
 
 
 @given(st.lists(texts | pieces, max_size=8))
-@settings(deadline=None)
 def test_a_column_of_prompts_is_read_as_its_prompts_are(prompts: list[str]) -> None:
     rows = parse_prompts(pa.array(prompts, pa.string())).to_pylist()
     for text, row in zip(prompts, rows, strict=True):

@@ -413,9 +413,7 @@ def test_an_endless_header_is_refused_unread(tmp_path: Path) -> None:
 
 
 @given(st.data())
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_to_a_header_is_read_or_refused_as_such(
     tmp_path: Path, data: st.DataObject
 ) -> None:
