@@ -1,6 +1,5 @@
 """A cell: one picture, named by the hash of everything that determines it."""
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -41,7 +40,7 @@ class Cell:
     @property
     def address(self) -> str:
         """Name the picture: 64 hex digits, the same wherever the same picture is wanted."""
-        return sha256_json(dataclasses.asdict(self))
+        return sha256_json({name: getattr(self, name) for name in self.__slots__})
 
     @property
     def parameters(self) -> str:
