@@ -151,11 +151,12 @@ def main() -> None:
             print(f"{change.name}: {_value(change.before)} -> {_value(change.after)}")
         changed = sum(grid.changed for grid in found.grids)
         print(
-            f"{options.out / PAGE}: {len(found.params)} params, {len(found.metrics)} metrics, "
-            f"{len(found.curves)} curves and {changed:,} cells differ"
+            f"{options.out / PAGE} shows what differs: params {len(found.params)}, metrics "
+            f"{len(found.metrics)}, curves {len(found.curves)}, cells {changed:,}"
         )
-        for name in found.missing:
-            print(f"missing: {name}; `dvc fetch --all-commits reports/cells` fetches the cells")
+        if found.missing:
+            print(f"not in DVC's cache: {', '.join(found.missing)}")
+            print("`dvc fetch --all-commits reports/cells` fetches all cells from the remote")
 
 
 if __name__ == "__main__":

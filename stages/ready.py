@@ -1,13 +1,14 @@
 """Make a working tree ready for `dvc repro`, whatever was killed in it; `make run` begins so.
 
 A DVC that is still at work is named, and nothing is touched. Stages that a killed DVC left running
-are ended: they are asked first, and what they did is kept. Locks of dead processes go; a dvc.lock
-that was cut short is made whole. A conflict that a merge of Git left is told, and so is a cache
-that one may not write to, before days of work.
+are ended: they are asked first, and what they did is kept. Locks of dead processes go, and copies
+that DVC did not finish; a dvc.lock that was cut short is made whole. A conflict that a merge of
+Git left is told, and so is a cache that one may not write to, before days of work.
 """
 
 import argparse
 import functools
+import re
 import time
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from stages.storage.conflict import refuse_unresolved
 
 PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
 SOON_S = 5.0  # `dvc status` and the like are done by then
+
+DVC_SCRATCH = re.compile(r"\.[0-9A-Za-z_-]{22}\.tmp")  # a copy from its cache that was cut short
+MADE = ("data", "models", "reports")  # where outs lie
 
 say = functools.partial(print, flush=True)
 
@@ -51,6 +55,9 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
         end(process, patience_s)
         say(f"process {process.pid} is ended; what it did is kept")
     (root / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # all who are named in it are dead
+    for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
+        if DVC_SCRATCH.fullmatch(path.name):
+            path.unlink()
     if mended := mend_lock_file(root / "dvc.lock"):
         committed, lost = mended
         say(

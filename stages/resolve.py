@@ -104,8 +104,8 @@ def summary(merged: Merged) -> str:
     if merged.stale:
         lines.append(f"Neither side ran, with what was merged: {', '.join(merged.stale)}.")
     lines.append(
-        "Next: make run ARGS=--pull (without a remote: make run), which runs what neither side "
-        "ran, and no more; then git add --all, git commit"
+        "Next: make pull, if the other side was run elsewhere and pushed; make run, which runs "
+        "what neither side ran, and no more; git add --all; git commit"
     )
     return "\n".join(lines)
 

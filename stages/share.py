@@ -27,6 +27,7 @@ from stages.storage.conflict import refuse_unresolved
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
 from stages.storage.repair import repair
+from stages.storage.runs import fetch_runs
 
 LISTED = 20  # faults that an error names; more are counted
 
@@ -41,7 +42,9 @@ def pull(repo: Repo, place: Place) -> None:
     hashed = {"remote": {place.name: {"verify": True}}}  # whatever the config says
     failure = None
     try:
-        repo.fetch(remote=place.name, run_cache=True, config=hashed)
+        for path in fetch_runs(repo, place.name):
+            print(f"{place.address}: runs/{path.name} is no record of a run; not taken")
+        repo.fetch(remote=place.name, config=hashed)
     except (DvcException, ObjectFormatError, ClientPayloadError) as error:
         failure = error
     cache = repo.cache.local

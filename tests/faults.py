@@ -33,7 +33,7 @@ IMPORTED_DEP = re.compile(r"^ +- stages/\w+/.*\n", re.MULTILINE)
 KINDS = ("download", "train@", "grid_cells", "merge_")  # of stages that every round kills
 VICTIMS = ("dvc", "stage", "both")
 TELLS_OF_ITS_RUN = ("drawn", "reused")  # in reports/grid: what this run drew, not what is there
-LIMIT_S = 600.0  # for one command, on a machine however busy
+LIMIT_S = 3600.0  # for one command, on a machine however busy
 
 
 class FaultError(AssertionError):

@@ -66,6 +66,8 @@ class ImageServer:
             await asyncio.sleep(30)
         if kind in ("cut", "endless"):
             return await self.stream(kind, request)
+        if kind == "longer":
+            return await self.longer_than_told(name, request)
         if kind == "part":
             return self.part_answer(name, request)
         return self.whole_answer(kind, rest, name)
@@ -105,6 +107,17 @@ class ImageServer:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
         self.sent[name] += len(content) - first
         return web.Response(body=content[first:], status=status, headers=headers)
+
+    async def longer_than_told(self, name: str, request: web.Request) -> web.StreamResponse:
+        """Send a whole picture whose Content-Length is too small."""
+        content = png(name)
+        response = web.StreamResponse(headers={"Content-Length": str(len(content) - 700)})
+        await response.prepare(request)
+        await response.write(content[:-700])
+        assert request.transport
+        request.transport.write(content[-700:])
+        request.transport.close()
+        return response
 
     async def stream(self, kind: str, request: web.Request) -> web.StreamResponse:
         headers = {"Content-Length": "4000"} if kind == "cut" else {}

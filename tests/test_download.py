@@ -63,7 +63,7 @@ PARAMS = DownloadParams(
     max_pixels=1_000_000,
     connections=4,
     requests_per_second=0.0,
-    timeout_s=0.5,
+    timeout_s=1.0,
     retries=1,
     min_yield=0.0,
     shard_size=5,
@@ -188,6 +188,16 @@ def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Pat
     assert all(image_server.asked[f"status-{code}"] == 1 for code in (401, 403, 404, 410))
     assert not image_server.asked["expired"]
     assert image_server.user_agents == {"cosmopolitan"}
+
+
+def test_a_body_longer_than_its_content_length_is_no_picture_and_harms_no_other(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {name: image_server.link(name) for name in ("longer", "fox", "hare")}
+    failed = downloaded(tmp_path, links, replace(PARAMS, connections=1))["failed"]
+    # cut short, or the server closed before it was read
+    assert failed["broken_image"] + failed["unreachable"] == 1
+    assert stored_ids(tmp_path) == ["fox", "hare"]
 
 
 def test_a_name_that_no_server_knows_fails_and_harms_no_other(
@@ -444,6 +454,11 @@ def test_a_part_without_a_strong_version_is_not_gone_on_with(tmp_path: Path) -> 
     assert part.range_headers() == {"Range": "bytes=3-", "If-Range": '"strong"'}
     assert part.begin(206, {"Content-Range": "bytes 3-9/10"}) == 3
     assert part.begin(206, {"Content-Range": "bytes 4-9/10"}) is None
+    assert not part.body.exists()
+    assert part.begin(200, {"ETag": '"strong"'}) == 0
+    part.body.write_bytes(b"abc")
+    # of a server that knows no If-Range
+    assert part.begin(206, {"Content-Range": "bytes 3-9/10", "ETag": '"another"'}) is None
     assert not part.body.exists()
 
 
@@ -765,6 +780,14 @@ def test_the_plan_says_where_to_look_and_why_a_link_is_not_asked() -> None:
     offline = plan(links, [], False, 0.0)
     assert offline["reason"].to_pylist() == ["not_mirrored", "not_mirrored", "bad_link", "bad_link"]
     assert set(filter(None, after["reason"].to_pylist())) <= set(REASONS)
+
+
+@pytest.mark.parametrize(("end", "reason"), [("f" * 40, None), ("-" + "f" * 40, "expired")])
+def test_an_end_that_no_clock_shows_is_no_crash(end: str, reason: str | None) -> None:
+    link = f"https://cdn.discordapp.com/attachments/1/2/b.png?ex={end}&is=1&hm=2"
+    links = read_links(pa.array([link]))
+    assert one_link_per_picture(links).to_pylist() == [link]
+    assert plan(links, [], True, time.time())["reason"].to_pylist() == [reason]
 
 
 DISCORD = "https://cdn.discordapp.com/attachments/1"

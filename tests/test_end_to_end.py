@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from stages.diffusion.model import load_models
 from stages.harness.files import sha256_file
+from tests.bucket_server import s3_server
+from tests.pickles import pickles_below
 from tests.tiny_recipe import TinyRecipe
 
 
@@ -61,6 +64,33 @@ def test_one_command_makes_a_release_that_loads_and_draws(recipe: TinyRecipe) ->
 
 def test_a_second_run_does_nothing(recipe: TinyRecipe) -> None:
     assert recipe.repro() == set()
+
+
+def test_nothing_that_a_run_makes_can_run_code(recipe: TinyRecipe) -> None:
+    """The search itself is tried on planted pickles in tests/test_pickles.py."""
+    lock = yaml.safe_load((recipe.folder / "dvc.lock").read_text("utf-8"))
+    outs = [out["path"] for stage in lock["stages"].values() for out in stage["outs"]]
+    assert "models/release" in outs
+    assert not pickles_below(recipe.folder / out for out in outs)
+
+
+def test_a_fresh_clone_takes_all_from_a_remote_and_reruns_what_it_must(
+    recipe: TinyRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server(tmp_path / "s3", monkeypatch):
+        recipe.call("dvc", "remote", "add", "--default", "storage", "s3://bucket/recipe")
+        share = ("python", "-m", "stages.share")
+        recipe.call(*share, "push")
+        cloned = recipe.clone(tmp_path / "theirs")
+        assert not (cloned.folder / "models/release").exists()
+        cloned.call(*share, "pull")
+    assert sha256_file(release(cloned)) == sha256_file(release(recipe))
+    assert (cloned.folder / "reports/site/index.html").is_file()
+    assert "up to date" in cloned.call("dvc", "status")
+    assert cloned.repro() == set()
+    cloned.params["report"]["title"] = "Theirs"
+    cloned.write_params()
+    assert cloned.repro() == {"report"}
 
 
 def test_a_threshold_that_changes_no_row_reruns_the_filter_alone(recipe: TinyRecipe) -> None:

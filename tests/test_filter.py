@@ -159,7 +159,6 @@ def test_users_rank_by_upscales_and_then_by_appearance(tmp_path: Path) -> None:
     count=st.integers(1, 7),
     min_upscales=st.integers(0, 3),
 )
-@settings(deadline=None)  # it counts on the disk, too
 def test_ranks_are_those_of_a_plain_count_however_little_fits_in_memory(
     batches: list[list[str]], rows_in_memory: int, count: int, min_upscales: int
 ) -> None:
@@ -246,6 +245,29 @@ def test_rows_that_are_no_utf8_are_malformed_and_the_rest_stays(messages_csv: Pa
     assert report["read"] == report["kept"] + sum(report["dropped"].values())
 
 
+def test_a_row_of_too_few_fields_that_is_no_utf8_either_is_malformed_and_the_rest_stays(
+    messages_csv: Path,
+) -> None:
+    wanted, before = filtered(messages_csv)
+    head, *lines = messages_csv.read_bytes().splitlines(keepends=True)
+    sound = lines[0].replace(b"red fox", "großer Fuchs 🦊".encode())
+    messages_csv.write_bytes(b"".join([head, b'"\xff\xfe"\n', *lines, b"\xb9\n", sound]))
+    pairs, report = filtered(messages_csv)
+    assert pairs[:-1] == wanted
+    assert pairs[-1]["caption"] == "großer Fuchs 🦊"
+    assert report["dropped"]["malformed"] == before["dropped"]["malformed"] + 2
+    assert report["read"] == before["read"] + 3
+
+
+def test_a_byte_order_mark_stays_out_of_a_file_that_is_read_byte_by_byte(tmp_path: Path) -> None:
+    path = tmp_path / "messages.csv"
+    path.write_bytes(b"\xef\xbb\xbfDate,Content,Attachments\n2023,\xc3\xa9,x\n\xff\n2024,b,y\n")
+    source = Export(path)
+    read = [row for batch in source.batches() for row in batch.to_pylist()]
+    assert [tuple(row.values()) for row in read] == [("2023", "é", "x"), ("2024", "b", "y")]
+    assert source.bad_rows == 1
+
+
 def test_nul_bytes_are_letters_like_others(messages_csv: Path) -> None:
     line = messages_csv.read_bytes().splitlines(keepends=True)[1]
     messages_csv.write_bytes(
@@ -328,7 +350,7 @@ def test_a_folder_or_pattern_without_exports_is_named(tmp_path: Path) -> None:
     line_end=st.sampled_from(["\n", "\r\n"]),
     block=st.sampled_from([64, 4096]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_a_csv_writer_writes_is_read_back(
     rows: list[list[str]], order: list[str], line_end: str, block: int
 ) -> None:
@@ -345,6 +367,31 @@ def test_what_a_csv_writer_writes_is_read_back(
     wanted = [{name: row[name] for name in source.layout.columns} for row in named]
     assert read == wanted
     assert not source.bad_rows
+
+
+MARKS = ['"', '""', ",", "\n", "\r\n", "\r", "\0", "é", "x", '","', '"\n"', "**", " - "]
+broken_csv = st.lists(st.sampled_from([m.encode() for m in MARKS]) | st.binary(max_size=3))
+
+
+@given(broken_csv.map(b"".join), st.sampled_from([64, 4096]))
+def test_any_bytes_after_a_header_are_rows_that_all_are_counted_or_a_clear_refusal(
+    content: bytes, block: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "BLOCK_BYTES", (block, 1 << 20))
+        sound = write_csv(Path(folder, "messages.csv"), [upscale(f"red fox {RAW}")])
+        sound.write_bytes(sound.read_bytes() + content + b"\n")
+        params = replace(PARAMS, max_malformed_fraction=1.0, min_user_upscales=1)
+        refused = ""
+        try:
+            pairs, report = filtered(sound, params)
+        except ValueError as error:
+            refused = str(error)
+    if refused:
+        assert "messages.csv: not readable as CSV" in refused
+        return
+    assert report["kept"] == len(pairs) >= 1
+    assert report["read"] == report["kept"] + sum(report["dropped"].values())
 
 
 @given(

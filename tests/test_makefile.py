@@ -1,4 +1,4 @@
-"""`make profile` never loses edits."""
+"""`make profile` never loses edits; the targets of remotes pass on what one names."""
 
 import shutil
 import subprocess
@@ -53,3 +53,22 @@ def test_an_unknown_profile_names_the_known_ones(copy: Path) -> None:
     assert refused.returncode != 0
     assert "make profile NAME=mini" in refused.stderr
     assert "make profile NAME=sd15" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "act"), [("pull", "pull"), ("push", "push"), ("verify-remote", "verify")]
+)
+def test_a_remote_and_how_closely_to_look_are_passed_on(target: str, act: str) -> None:
+    for words, passed in (([], ""), (["REMOTE=attic", "VERIFY=size"], "attic size")):
+        command = ["make", "--dry-run", target, *words]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        (line,) = [line for line in done.stdout.splitlines() if "stages.share" in line]
+        assert f"python -m stages.share {act}" in line
+        for word in ("attic", "size"):
+            assert (word in line) == (word in passed)
+
+
+def test_help_names_every_target_that_has_a_word_of_help() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for target in ("run", "pull", "push", "verify-remote", "resolve", "audit"):
+        assert f"  {target} " in done.stdout

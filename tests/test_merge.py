@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
@@ -149,7 +149,6 @@ def test_a_mistake_is_shown_where_it_is(text: str, position: int, words: str) ->
 
 
 @given(st.lists(st.sampled_from([*"ab01.e+-*/()[],= \n_", "slerp(", "mbw(", "ties("]), max_size=30))
-@settings(deadline=None)
 def test_any_text_is_parsed_or_refused_with_a_position(pieces: list[str]) -> None:
     text = "".join(pieces)
     try:
@@ -166,7 +165,6 @@ def test_an_endless_expression_is_refused() -> None:
 
 
 @given(st.lists(st.tuples(names, weights), min_size=1), weights)
-@settings(deadline=None)
 def test_parsing_is_linear(terms: list[tuple[str, Fraction]], factor: Fraction) -> None:
     text = " + ".join(f"({weight})*{name}" for name, weight in terms)
     expected: dict[str, Fraction] = {}
@@ -193,7 +191,6 @@ def test_weights_that_do_not_sum_to_one_are_told_with_their_sum(text: str, words
 
 
 @given(weights)
-@settings(deadline=None)
 def test_a_weight_is_written_so_that_it_reads_the_same(weight: Fraction) -> None:
     assert Fraction(format_weight(weight)) == weight
 
@@ -238,7 +235,6 @@ def test_a_merge_equals_plain_float32_arithmetic_rounded_once(
     st.lists(st.floats(-4, 4, width=16), min_size=8, max_size=8),
     st.fractions(min_value=0, max_value=1, max_denominator=64),
 )
-@settings(deadline=None)
 def test_a_merge_lies_between_its_inputs(
     tmp_path_factory: pytest.TempPathFactory, values: list[float], share: Fraction
 ) -> None:

@@ -22,9 +22,7 @@ from stages.diffusion.merge_text import format_sum
 
 KEY = "model.diffusion_model.out.2.weight"
 VALUES = {"a": Fraction(2, 7), "b": Fraction(-3), "c": Fraction(11, 5), "vodka_v": Fraction(1, 13)}
-often = settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+often = settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # Expressions
 
@@ -49,7 +47,6 @@ sums = st.recursive(st.sampled_from(list(VALUES)), combined, max_leaves=12)
 
 
 @given(sums)
-@settings(deadline=None)
 def test_a_sum_means_what_python_s_own_arithmetic_makes_of_it(text: str) -> None:
     weights = parse_expression(text)
     found = sum((weight * VALUES[str(name)] for name, weight in weights.items()), Fraction())
@@ -91,7 +88,6 @@ expressions = st.recursive(st.sampled_from(list(VALUES)), called, max_leaves=8)
 
 
 @given(expressions)
-@settings(deadline=None)
 def test_what_is_read_can_be_written_and_read_again(text: str) -> None:
     weights = parse_expression(text)
     assert parse_expression(format_sum(weights)) == weights
@@ -99,7 +95,6 @@ def test_what_is_read_can_be_written_and_read_again(text: str) -> None:
 
 
 @given(expressions, expressions)
-@settings(deadline=None)
 def test_an_expression_in_the_place_of_a_name_is_as_good_as_the_name(
     outer: str, inner: str
 ) -> None:

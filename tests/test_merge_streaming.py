@@ -271,6 +271,16 @@ def test_an_output_holds_what_was_written_and_knows_its_hash(
     assert path.read_bytes() == b"h" * 40 + content
 
 
+def test_a_header_longer_than_a_block_is_no_tensor_either(tmp_path: Path) -> None:
+    length, content = writing.BLOCK_BYTES + 24, os.urandom(writing.BLOCK_BYTES)
+    path = tmp_path / "out"
+    with writing.writing(path, length, length + len(content)) as output:
+        output.write(content)
+        assert output.finish() == sha256(content).hexdigest()
+        output.write_header(b"h" * length)
+    assert path.read_bytes() == b"h" * length + content
+
+
 def test_where_direct_writes_fail_midway_the_cache_takes_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ CHATTER = [
     "**cat** - Image #5 <@1>",
     f"cat** - {USER} (fast)",
     f"**cat** - {USER} (fast) and more",
+    f"**cat** - {USER} (fast)\v",  # a space to Python, and none to RE2
     f"**cat** - Reversed by {USER} (fast)",
 ]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from dvc.utils.serialize import modify_yaml
 
 from stages.harness.files import replacing
 from stages.harness.params import Params, load_params
@@ -34,18 +35,25 @@ def test_an_anchor_may_be_overridden(tmp_path: Path) -> None:
     assert load(tmp_path, text) == Section(learning_rate=1.0, steps=2)
 
 
-@pytest.mark.parametrize(
-    ("written", "wanted"), [("1e-4", "1.0e-4"), ("2.5e5", "2.5e+5"), ("1E3", "1.0e+3")]
-)
-def test_a_number_that_yaml_takes_for_a_word_is_written_out(
-    tmp_path: Path, written: str, wanted: str
-) -> None:
-    with pytest.raises(ValueError, match="reads as a word") as refusal:
+@pytest.mark.parametrize("written", ["1e-4", "5e-05", "2.5e5", "1E3", "-1.e+2", "1.0e-6"])
+def test_a_float_may_be_written_without_a_dot_or_sign(tmp_path: Path, written: str) -> None:
+    section = load(tmp_path, f"train: {{steps: 1, learning_rate: {written}}}")
+    assert section.learning_rate == float(written)
+
+
+def test_what_dvc_writes_for_an_experiment_is_read_as_it_was_meant(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: {steps: 1, learning_rate: 1.0}\n", encoding="utf-8")
+    with modify_yaml(path) as params:
+        params["train"]["learning_rate"] = 1e-6
+    assert "1e-06" in path.read_text("utf-8")
+    assert load_params("train", Section, path).learning_rate == 1e-6
+
+
+@pytest.mark.parametrize("written", ["'1e-6'", "1e", "e5", "1e-6x"])
+def test_a_word_is_no_number(tmp_path: Path, written: str) -> None:
+    with pytest.raises(ValueError, match="learning_rate: Input should be a valid number"):
         load(tmp_path, f"train: {{steps: 1, learning_rate: {written}}}")
-    assert f"write {wanted}" in str(refusal.value)
-    assert load(tmp_path, f"train: {{steps: 1, learning_rate: {wanted}}}").learning_rate == float(
-        written
-    )
 
 
 def test_missing_and_unknown_keys_are_named_with_the_nearest(tmp_path: Path) -> None:

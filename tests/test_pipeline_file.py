@@ -119,6 +119,7 @@ def test_no_stage_keeps_outputs_of_other_params(name: str) -> None:
 def test_dvc_counts_one_small_file_as_metrics_and_can_restore_a_training() -> None:
     metrics = [path for stage in GROUPS.values() for path in paths(stage.get("metrics", []))]
     assert metrics == ["reports/metrics.json"]
+    assert set(yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))) == {"stages"}
     # DVC's run cache leaves out stages with outputs that are neither its own nor metrics nor plots
     assert not [out for out in GROUPS["train"]["outs"] if "cache" in str(out)]
 

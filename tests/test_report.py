@@ -388,6 +388,9 @@ def test_the_ancestry_names_every_file_and_licence(recipe: Path, site: Path) -> 
     report = json.loads((recipe / "reports" / "release.json").read_text())
     assert report["sha256"] in text
     assert report["leaves"]["other"]["weight"] == 0.2
+    page = (site / "index.html").read_text(encoding="utf-8")
+    assert 'of base</td><td class="number">trained from</td>' in page
+    assert 'of other</td><td class="number">0.2</td>' in page
 
 
 def test_lines_of_the_ancestry_pass_no_box_of_another_file() -> None:

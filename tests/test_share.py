@@ -145,6 +145,33 @@ def test_the_runs_of_others_are_not_run_again(shared: Shared, tmp_path: Path) ->
     assert (clone.folder / "tree/2").read_text("utf-8") == "leaf 2 of 1"
 
 
+def test_a_forged_record_of_a_run_is_not_taken(graph: SharedGraph, tmp_path: Path) -> None:
+    """DVC would put the remote's files where the record says: over the recipe's code, say."""
+    (tmp_path / "store").mkdir()
+    set_remote(graph, str(tmp_path / "store"))
+    graph.set_params(leaves=7, counting="bytes")
+    graph.call("dvc", "repro")
+    graph.commit("Seven")
+    assert graph.share("push").returncode == 0
+    graph.git("checkout", "--quiet", "HEAD~1")
+    graph.call("dvc", "checkout")
+    assert graph.share("push").returncode == 0
+    records = [path for path in (tmp_path / "store/runs").rglob("*") if path.is_file()]
+    (record,) = [path for path in records if "leaves: 7" in path.read_text("utf-8")]
+    record.write_text(record.read_text("utf-8").replace("path: tree", "path: stages"), "utf-8")
+    taken, checked = graph.clone(tmp_path / "taken"), graph.clone(tmp_path / "checked")
+    taken.set_params(leaves=7, counting="bytes")
+    taken.attempt("dvc", "repro", "--pull")
+    assert (taken.folder / "stages/1").exists()  # the day that DVC looks, our check may go
+    pulled = checked.share("pull")
+    assert f"runs/{record.name} is no record of a run; not taken" in pulled.stdout
+    assert not list(checked.folder.glob(f".dvc/cache/runs/*/*/{record.name}"))
+    checked.set_params(leaves=7, counting="bytes")
+    checked.attempt("dvc", "repro")
+    assert not (checked.folder / "stages").exists()
+    assert checked.ran() == ["grow", "count"]
+
+
 def test_what_is_missing_and_changed_is_named_and_mended(shared: Shared) -> None:
     assert shared.graph.share("push").returncode == 0
     shared.object(LEAF).unlink()

@@ -408,14 +408,12 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: str, words: str) 
 def test_an_endless_header_is_refused_unread(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes((100_000_001).to_bytes(8, "little") + b"{")
-    with pytest.raises(ValueError, match="not a safetensors file"):
+    with pytest.raises(ValueError, match="100,000,001 bytes long; at most 100,000,000 are read"):
         read_header(path)
 
 
 @given(st.data())
-@settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_damage_to_a_header_is_read_or_refused_as_such(
     tmp_path: Path, data: st.DataObject
 ) -> None:

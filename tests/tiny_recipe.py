@@ -1,5 +1,6 @@
 """A clone of this repository whose recipe runs in minutes: random models, few pictures."""
 
+import copy
 import os
 import re
 import shutil
@@ -93,6 +94,18 @@ class TinyRecipe:
         self.write_params()
         self.call("git", "init", "--quiet")
         self.call("dvc", "init", "--quiet")
+
+    def clone(self, folder: Path) -> "TinyRecipe":
+        """Commit all that Git is to hold, and clone it as another person would."""
+        exclude = self.folder / ".git/info/exclude"
+        exclude.write_text(".work\n__pycache__\n", encoding="utf-8")
+        self.call("git", "add", "--all")
+        author = ("-c", "user.name=A", "-c", "user.email=a@example.org")
+        self.call("git", *author, "commit", "--quiet", "--message", "All")
+        self.call("git", "clone", "--quiet", ".", str(folder))
+        cloned = copy.copy(self)
+        cloned.folder, cloned.params = folder, copy.deepcopy(self.params)
+        return cloned
 
     def write_params(self) -> None:
         text = yaml.safe_dump(self.params, sort_keys=False)

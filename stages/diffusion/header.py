@@ -55,8 +55,15 @@ def read_header(path: Path) -> Header:
     with path.open("rb") as file:
         start = file.read(32)
         length = int.from_bytes(start[:8], "little")
-        if start[8:9] != b"{" or length > MAX_HEADER_BYTES:
+        if start[8:9] != b"{":
             raise ValueError(_other_format(path, start, size))
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(
+                f"{path}: its safetensors header says that it is {length:,} bytes long; at most "
+                f"{MAX_HEADER_BYTES:,} are read, here as in the safetensors library, and a model "
+                "of 1,000 tensors takes 0.2 million. The file is damaged, or made to exhaust "
+                "memory: fetch it again, from where you trust it"
+            )
         file.seek(8)
         text = file.read(length)
     try:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from stages.diffusion.file_lineage import lineage_of
 from stages.diffusion.header import read_header
-from stages.diffusion.header_length import check_header_length
 from stages.diffusion.merge_blocks import part_of
 from stages.diffusion.merge_source import peculiarities
 
@@ -23,7 +22,6 @@ def described(path: Path) -> Iterator[str]:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    check_header_length(path)
     header = read_header(path)
     yield f"{path}: {path.stat().st_size / 1e9:.2f} GB, {len(header.tensors):,} tensors"
     parts: dict[str, Counter[str]] = {}

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from stages.diffusion.file_lineage import check_can_be_told
 from stages.diffusion.header import TensorEntry, read_header
-from stages.diffusion.header_length import check_header_length
 from stages.diffusion.single_file import (
     POSITION_IDS,
     UNET,
@@ -56,7 +55,6 @@ def open_source(path: Path) -> Source:
         raise FileNotFoundError(
             f"{path}: no such file. Make it (dvc repro), fetch it (dvc pull), or name another"
         )
-    check_header_length(path)
     header = read_header(path)
     check_can_be_told(path, header.metadata)
     keys = {key: key for key in header.tensors}

@@ -8,7 +8,6 @@ from stages.diffusion.digests import TENSORS_HASH, digest_file
 from stages.diffusion.evidence import read_report
 from stages.diffusion.file_lineage import lineage_of
 from stages.diffusion.header import read_header
-from stages.diffusion.header_length import check_header_length
 from stages.diffusion.model_card import ancestor_tree
 
 HASHES = "hashes.json"  # beside a release: its hashes by its name
@@ -26,7 +25,6 @@ def verify_release(path: Path) -> None:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
-    check_header_length(path)
     metadata = read_header(path).metadata
     found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
     beside = path.parent / HASHES

@@ -31,7 +31,7 @@ class Output:
 
         Args:
             path: of the file.
-            header_length: bytes left free at its beginning, for `finish` to fill.
+            header_length: bytes left free at its beginning, for `write_header` to fill.
         """
         self.path, self.header_length = path, header_length
         self.descriptor, self.is_direct = _opened(path)

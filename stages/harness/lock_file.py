@@ -37,8 +37,11 @@ def mend_lock_file(path: Path) -> tuple[list[str], list[str]] | None:
     whole = {name: entry for name, entry in found.items() if is_whole_entry(entry)}
     committed = entries(_committed(path))
     missing = {name: entry for name, entry in committed.items() if name not in whole}
-    with replacing(path) as scratch:
-        scratch.write_text(HEADER + "".join((whole | missing).values()), "utf-8")
+    if whole or missing:
+        with replacing(path) as scratch:
+            scratch.write_text(HEADER + "".join((whole | missing).values()), "utf-8")
+    else:
+        path.unlink()  # DVC refuses a file without entries
     return list(missing), [name for name in found if name not in whole | missing]
 
 
@@ -48,9 +51,10 @@ def entries(text: str) -> dict[str, str]:
 
 
 def is_whole(text: str) -> bool:
-    """Tell whether a lock file consists of whole entries and nothing else."""
+    """Tell whether a lock file consists of whole entries, at least one, and nothing else."""
     found = entries(text)
-    return text == HEADER + "".join(found.values()) and all(map(is_whole_entry, found.values()))
+    is_all = text == HEADER + "".join(found.values())
+    return bool(found) and is_all and all(map(is_whole_entry, found.values()))
 
 
 def is_whole_entry(entry: str) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -52,8 +53,11 @@ def load_named_params(section: str, kind: type[P], path: Path = DEFAULT_PARAMS) 
     return {str(name): load_params(f"{section}.{name}", kind, path) for name in names}
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which no key may stand twice: the second would win without a word."""
+class ParamsLoader(yaml.SafeLoader):
+    """YAML in which no key may stand twice: the second would win without a word.
+
+    A float needs no dot, as in 5e-05: DVC reads and writes them so, by YAML 1.2.
+    """
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         """Read a mapping and look at its keys, before `<<` is put in its place."""
@@ -67,9 +71,14 @@ class _UniqueKeys(yaml.SafeLoader):
         return node
 
 
+ParamsLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        return yaml.load(path.read_text(encoding="utf-8"), ParamsLoader)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such params file. Run in the repository's root, or name one with --params"
@@ -106,22 +115,7 @@ def _explain(problem: ErrorDetails, kind: type[Params], section: str) -> str:
             return f"missing key {name!r}" + (f" (it has {close[0]!r})" if close else "")
         case _:
             message = problem["msg"].removeprefix("Value error, ")
-            hint = _number_hint(problem["input"])
-            return f"{name}: {message}" + (f", got {problem['input']!r}{hint}" if key else "")
-
-
-def _number_hint(value: Any) -> str:
-    """Say how YAML 1.1 wants a number such as 1e-6 to be written."""
-    if not isinstance(value, str):
-        return ""
-    try:
-        number = float(value)
-    except ValueError:
-        return ""
-    mantissa, _, exponent = f"{number:e}".partition("e")
-    digits = mantissa.rstrip("0")
-    digits += "0" if digits.endswith(".") else ""
-    return f", which YAML reads as a word; write {digits}e{int(exponent):+d}"
+            return f"{name}: {message}" + (f", got {problem['input']!r}" if key else "")
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from typing import Self
 from urllib.parse import unquote, urljoin, urlsplit
 
 import aiohttp
@@ -53,7 +54,7 @@ class Asker:
             "link": open_session(params, params.allow_private_addresses),
         }
 
-    async def __aenter__(self) -> "Asker":
+    async def __aenter__(self) -> Self:
         """Be ready."""
         return self
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from stages.images.link import expires_at, is_link, picture_key
 from stages.images.mirror import places
 
+LAST_TIME_S = 1 << 53  # exact as a float, too
 LINKS = pa.schema(
     [
         ("link", pa.string()),
@@ -41,9 +42,14 @@ def read_links(links: pa.Array) -> pa.RecordBatch:
     are_links = list(map(is_link, texts))
     known = list(zip(texts, are_links, strict=True))
     pictures = [picture_key(link) if is_good else None for link, is_good in known]
-    ends = [expires_at(link) if is_good else None for link, is_good in known]
+    ends = [_bounded(expires_at(link)) if is_good else None for link, is_good in known]
     columns = [links, pa.array(pictures, pa.string()), pa.array(ends, pa.int64())]
     return pa.RecordBatch.from_arrays(columns, schema=LINKS)
+
+
+def _bounded(time_s: int | None) -> int | None:
+    """Bring a time that a stranger wrote within those that clocks may show."""
+    return None if time_s is None else max(-LAST_TIME_S, min(time_s, LAST_TIME_S))
 
 
 def one_link_per_picture(links: pa.RecordBatch) -> pa.Array:

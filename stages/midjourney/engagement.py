@@ -9,8 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Self
 
 import numpy as np
 import pyarrow as pa
@@ -76,16 +75,11 @@ class Engagement:
         self._files: list[IO[bytes]] = []
         self._open = ExitStack()
 
-    def __enter__(self) -> "Engagement":
+    def __enter__(self) -> Self:
         """Hold nothing yet."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let go of the files, which have no name and vanish."""
         self._open.close()
 

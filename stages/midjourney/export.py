@@ -3,8 +3,11 @@
 import csv
 import glob
 import io
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -55,7 +58,8 @@ class Export:
         """
         self.path = path
         self.is_parquet = path.suffix == ".parquet"
-        self.layout = layout_of(self._header(), path)
+        self.header = self._header()
+        self.layout = layout_of(self.header, path)
         self.total_mb = max(1, path.stat().st_size // 10**6)
         self.read_mb = 0  # so far; of a compressed file, its own megabytes
         self._short_rows = 0
@@ -113,29 +117,41 @@ class Export:
                 yield batch
 
     def _csv_batches(self) -> Iterator[pa.RecordBatch]:
-        """Read with small blocks; if a row is longer than one, again from the start with larger."""
+        """Read with small blocks; if a row is longer than one, again from the start with larger.
+
+        A row of too few fields that is no UTF-8, Arrow's reader cannot hand over to be counted: it
+        is read again byte by byte, each byte a letter of Latin-1.
+        """
         given = 0  # rows
-        for block_bytes in BLOCK_BYTES:
+        sizes, encoding = list(BLOCK_BYTES), "utf8"
+        while sizes:
             self._short_rows = self._garbled_rows = passed = 0
             try:
-                for batch in self._csv_rows(block_bytes):
+                for batch in self._csv_rows(sizes[0], encoding):
                     fresh = batch.slice(max(0, given - passed))
                     passed += len(batch)
                     if len(fresh):
                         given = passed
                         yield fresh
             except pa.ArrowInvalid as error:
-                if "straddling" not in str(error) or block_bytes == BLOCK_BYTES[-1]:
+                if "straddling" in str(error) and sizes[1:]:
+                    sizes = sizes[1:]
+                elif " columns, got " in str(error) and encoding == "utf8":
+                    encoding = "latin-1"
+                else:
                     raise
             else:
                 return
 
-    def _csv_rows(self, block_bytes: int) -> Iterator[pa.RecordBatch]:
+    def _csv_rows(self, block_bytes: int, encoding: str) -> Iterator[pa.RecordBatch]:
         columns = list(self.layout.columns)
-        with pa.OSFile(str(self.path)) as file:
+        options = pyarrow.csv.ReadOptions(block_size=block_bytes, encoding=encoding)
+        if encoding != "utf8":  # in which the header may begin with a mark, which is no letter
+            options.column_names, options.skip_rows = self.header, 1
+        with pa.OSFile(str(self.path)) as file, _quiet_about_short_rows():
             for batch in pyarrow.csv.open_csv(
                 self._plain(file),
-                pyarrow.csv.ReadOptions(block_size=block_bytes),
+                options,
                 pyarrow.csv.ParseOptions(
                     newlines_in_values=True, invalid_row_handler=self._skip_short_row
                 ),
@@ -146,7 +162,7 @@ class Export:
                 ),
             ):
                 self.read_mb = file.tell() // 10**6
-                yield self._decoded(batch)
+                yield self._decoded(batch if encoding == "utf8" else _from_latin_1(batch))
 
     def _plain(self, file: pa.NativeFile) -> pa.NativeFile:
         compression = {".gz": "gzip", ".zst": "zstd"}.get(self.path.suffix)
@@ -165,6 +181,31 @@ class Export:
             is_sound = [all(map(_is_utf8, row.values())) for row in batch.to_pylist()]
             self._garbled_rows += is_sound.count(False)
             return _as_strings(batch.filter(pa.array(is_sound, pa.bool_())))
+
+
+@contextmanager
+def _quiet_about_short_rows() -> Iterator[None]:
+    """Leave out the tracebacks that Arrow's reader prints of rows that it cannot hand over."""
+    before = sys.unraisablehook
+
+    def hook(failure: Any) -> None:
+        if not isinstance(failure.exc_value, UnicodeDecodeError):
+            before(failure)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _from_latin_1(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Give the bytes that were read as letters of Latin-1."""
+    columns = [
+        pa.array([text.decode().encode("latin-1") for text in column.to_pylist()], pa.binary())
+        for column in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _in_large_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

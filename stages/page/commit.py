@@ -12,9 +12,11 @@ import yaml
 from dvc.repo import Repo
 from dvc.scm import SCMError, resolve_rev
 
+from stages.harness.params import ParamsLoader
+
 WORKSPACE = "workspace"  # as DVC calls the folder as it stands
 LOCK = Path("dvc.lock")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a lock has thousands of lines
+QUICK = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # a lock has thousands of lines
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,13 @@ class Commit:
         return self._git("show", f"{self.revision}:{path.as_posix()}")
 
     def values(self, path: Path) -> Any:
-        """Read a YAML or JSON file of Git's; nothing if there was none.
+        """Read a file of params, metrics or the lock; nothing if there was none.
 
         Raises:
             ValueError: if it is damaged.
         """
         try:
-            return yaml.load(self.read(path) or b"", LOADER)  # a safe one
+            return yaml.load(self.read(path) or b"", QUICK if path == LOCK else ParamsLoader)
         except yaml.YAMLError as error:
             raise ValueError(f"{path} at {self.name}: not readable: {error}") from None
 

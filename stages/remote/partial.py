@@ -3,7 +3,6 @@
 import hashlib
 import re
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 BLOCK_BYTES = 1 << 20
@@ -33,12 +32,7 @@ class Partial:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     @property

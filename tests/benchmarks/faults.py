@@ -36,6 +36,7 @@ from tests.tiny_training import PARAMS as TRAIN
 PICTURES = 48
 DELAY_S = 0.02  # of the server's answers
 PRELOADED = ["stages.download", "stages.train", "stages.diffusion.loop"]
+TOLD_EVERY = 20
 LIMIT_S = 300.0  # for one run, on a machine however busy
 # In one thread: the bits of a sum depend on their number.
 context = get_context("forkserver")
@@ -146,6 +147,8 @@ def rounds(job: Job, source: Path, folder: Path, kills: int, moments: random.Ran
         if halves := sorted(folder.rglob("*.partial")):
             sys.exit(f"{job.name}, kill {done} after {moment_s:.3f} s: left {halves[0]}")
         done += 1
+        if done % TOLD_EVERY == 0:
+            print(f"{job.name}: {done} kills, all alike", flush=True)
     print(
         f"{job.name}: {took_s:.2f} s unbroken; {done} kills, {done} recoveries with equal hashes, "
         f"{had_published} after it had published, {late} ended before their moment; "

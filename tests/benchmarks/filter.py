@@ -104,10 +104,11 @@ def main() -> None:
     wanted = pq.read_table(out, columns=COLUMNS).to_pylist()
     for name in commands:
         run = median(runs[name])
-        line = f"{name}: {run.seconds:.2f} s, {run.peak_mb:.0f} MB"
+        line = f"{name}: {run.seconds:.2f} s, {run.cpu_seconds:.2f} s of CPU, {run.peak_mb:.0f} MB"
         if name != "ours":
             rows = pq.read_table(folder / f"{name}.parquet", columns=COLUMNS).to_pylist()
             line += f"; ours takes {ours.seconds / run.seconds:.2f} x its time"
+            line += f" and {ours.cpu_seconds / run.cpu_seconds:.2f} x its CPU time"
             line += f"; the same {len(rows):,} rows: {rows == wanted}"
         print(f"{line} ({', '.join(f'{r.seconds:.2f}' for r in runs[name])})", flush=True)
 
