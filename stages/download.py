@@ -172,9 +172,10 @@ def run(
         progress.close()
         ids = table["id"].combine_chunks()
         outcomes = row_outcomes(ids, asked, *outcome_columns(arrivals.outcomes))
+        kept.end_pass()  # also if the yield is too low, and a person tries again
         check_yield(outcomes, params.min_yield)
         count = publish(packs, shards)
-        kept.end_pass()
+        kept.drop_dead_packs()
     counts = count_outcomes(outcomes)
     size = sum(shard.stat().st_size for shard in out.iterdir())
     write_json(report, counts | {"shards": count, "bytes": size})

@@ -81,6 +81,7 @@ class ImageServer:
             return web.Response(status=429, headers={"Retry-After": rest})
         if kind == "to":
             target = {"file": "file:///etc/hostname", "self": f"{name}.png"}
+            target["nonsense"] = "http://[x/"
             target["private"] = self.link("fox").replace("127.0.0.1", "127.0.0.2")
             return web.Response(status=302, headers={"Location": target.get(rest, f"{rest}.png")})
         if kind == "robots":

@@ -1,5 +1,6 @@
 """The download against a real server on loopback: faults, kills, and the same bytes every time."""
 
+import asyncio
 import io
 import itertools
 import json
@@ -12,7 +13,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -144,7 +145,6 @@ OUTCOME_BY_NAME = {
     "status-204": "refused",
     "status-503": "server_error",
     "status-429": "rate_limited",
-    "wait-99999": "rate_limited",
     "cut-always": "unreachable",
     "slow": "timeout",
     "html": "not_an_image",
@@ -157,6 +157,7 @@ OUTCOME_BY_NAME = {
     "robots-noai": "robots",
     "to-self": "redirects",
     "to-file": "bad_link",
+    "to-nonsense": "bad_link",
 }
 TRIES = {
     "status-503": 2,
@@ -165,7 +166,6 @@ TRIES = {
     "slow": 2,
     "once-500": 2,
     "to-self": 6,
-    "wait-99999": 1,
 }
 
 
@@ -230,6 +230,15 @@ def test_retry_after_holds_all_questions_to_the_host(
     assert not any(0.3 < at - first < 0.9 for at in others)
 
 
+def test_a_host_that_wants_a_long_rest_gets_it_from_all_links(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    links = {name: image_server.link(name) for name in ("wait-99999", "xfox", "xhare")}
+    with pytest.raises(ValueError, match="rate_limited 3"):
+        downloaded(tmp_path, links, replace(PARAMS, connections=1))
+    assert image_server.asked == {"wait-99999": 1}
+
+
 def test_a_host_is_asked_no_faster_than_the_params_say(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
@@ -266,6 +275,29 @@ def test_a_redirect_to_a_private_address_is_not_followed(
     assert report["failed"]["private_address"] == 1
     assert stored_ids(tmp_path) == ["hare"]
     assert not image_server.asked["fox"]
+
+
+def test_a_mirror_s_redirect_to_a_private_address_is_not_followed(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    mirror = f"http://127.0.0.1:{image_server.port}"  # itself private, and named by the params
+    params = replace(MIRROR_ONLY, mirrors=(mirror,), allow_private_addresses=False)
+    names = ("to-private", "to-fox2")
+    links = {name: f"https://cdn.discordapp.com{FOLDER}/{name}.png" for name in names}
+    report = downloaded(tmp_path, links, params)
+    assert report["failed"]["private_address"] == 1
+    assert stored_ids(tmp_path) == ["to-fox2"]
+    assert not image_server.asked["fox"]
+
+
+def test_two_pictures_in_one_place_of_a_mirror_do_not_disturb_each_other(
+    image_server: ImageServer, tmp_path: Path
+) -> None:
+    params = replace(MIRROR_ONLY, mirrors=(f"http://127.0.0.1:{image_server.port}",))
+    links = {f"{i}": f"https://{i}.example.org/folder/fox.png?id={i}" for i in range(8)}
+    report = downloaded(tmp_path, links, params)
+    assert report["fetched"] == 8
+    assert image_server.asked == {"fox": 1}
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
@@ -313,6 +345,10 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
         ("::ffff:10.0.0.1", False),
         ("64:ff9b::a00:1", False),
         ("2002:a00:1::", False),
+        ("64:ff9b:1::7f00:1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:0:127.0.0.1", False),
+        ("fec0::1", False),
     ],
 )
 def test_public_addresses_are_told_from_others(ip: str, public: bool) -> None:
@@ -946,6 +982,47 @@ def test_a_picture_loses_its_words_and_no_pixel(suffix: str, tmp_path: Path) -> 
         assert after.info["icc_profile"] == profile
 
 
+def test_what_programs_put_behind_a_picture_is_left_out(tmp_path: Path) -> None:
+    for suffix, behind in (
+        (".jpg", b"Author: SomeUser"),
+        (".webp", b"Author: SomeUser"),
+        (".webp", b"VP8X" + bytes(4)),
+    ):
+        path = tmp_path / f"picture{suffix}"
+        Image.linear_gradient("L").convert("RGB").save(path, progressive=True)
+        plain = without_metadata(path.read_bytes())
+        assert without_metadata(path.read_bytes() + behind) == plain
+        path.write_bytes(path.read_bytes() + behind)
+        assert isinstance(verify(path, 10**6, 10**6), Picture)
+
+
+def test_a_nearly_full_disk_that_takes_a_part_of_each_write_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Narrow(io.FileIO):
+        def write(self, data: Any) -> int:
+            return super().write(memoryview(data)[:3])
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"ten bytes.", b"and more"):
+            yield piece
+
+    part = Part(tmp_path / "picture")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", lambda path, *_, **__: Narrow(path, "ab"))
+        assert asyncio.run(part.take(200, {}, 18, pieces(), 100)) is None
+    assert part.body.read_bytes() == b"ten bytes.and more"
+
+
+def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
+    part = Part(tmp_path / "picture")
+    for tag in ('"plain"', '"snow\u2603"', '"raw\udce9"'):
+        assert part.begin(200, {"ETag": tag}) == 0
+        part.body.write_bytes(b"beginning")
+        headers = {"ETag": tag, "Content-Range": "bytes 9-17/18"}
+        assert part.begin(206, headers) == len(b"beginning")
+
+
 # --- shards -----------------------------------------------------------------------------------
 
 
@@ -1019,6 +1096,9 @@ def test_too_small_a_yield_stops_the_stage_and_leaves_no_shards(
     with pytest.raises(ValueError, match=wanted):
         downloaded(tmp_path, links, replace(PARAMS, min_yield=0.5))
     assert not (tmp_path / "images").exists()
+    downloaded(tmp_path, links)
+    asked = image_server.asked
+    assert (asked["fox"], asked["status-404"]) == (1, 2), "the next try asks anew for the rest"
 
 
 def test_no_picture_at_all_stops_the_stage_whatever_the_limit(

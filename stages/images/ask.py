@@ -69,14 +69,16 @@ class Asker:
         address = original(link)
         host, reason = urlsplit(address).netloc, ""
         for tries in range(self.params.retries + 1):
+            if self.pace.rest_s(host) > LONGEST_RETRY_AFTER_S:  # by a word to another link
+                return Failed("rate_limited")
             answer = await self._ask_once(address, part, source)
             if not isinstance(answer, Again):
                 return answer
             reason = answer.reason
-            if answer.wait_s is not None and answer.wait_s > LONGEST_RETRY_AFTER_S:
-                break
             if answer.wait_s is not None:
                 self.pace.hold(host, answer.wait_s)
+                if answer.wait_s > LONGEST_RETRY_AFTER_S:
+                    break
             elif tries < self.params.retries:
                 await asyncio.sleep(back_off_s(tries))
         return Failed(reason)
@@ -87,7 +89,7 @@ class Asker:
             if address.startswith("s3:"):
                 async with asyncio.timeout(self.params.timeout_s):
                     return await self._ask_bucket(address, part)
-            return await self._ask_server(address, part, self.sessions[source])
+            return await self._ask_server(address, part, source)
         except (aiohttp.InvalidURL, UnicodeError):  # the latter of a host that no DNS could hold
             return Failed("bad_link")
         except TimeoutError:
@@ -98,17 +100,22 @@ class Asker:
         except aiohttp.ClientError:
             return Again("unreachable")
 
-    async def _ask_server(
-        self, link: str, part: Part, session: aiohttp.ClientSession
-    ) -> Failed | Again | None:
+    async def _ask_server(self, link: str, part: Part, source: Source) -> Failed | Again | None:
         """Ask a web server, through redirects."""
-        headers = part.range_headers()
+        headers, first = part.range_headers(), urlsplit(link).netloc
         for _ in range(MAX_REDIRECTS + 1):
+            # the params vouch for a mirror's own host, not for where it leads
+            is_vouched = urlsplit(link).netloc == first
+            session = self.sessions[source if is_vouched else "link"]
             await self.pace.wait(urlsplit(link).netloc)
             async with session.get(link, allow_redirects=False, headers=headers) as response:
                 if response.status not in REDIRECTS:
                     return await self._read(response, part)
-                link = urljoin(link, response.headers.get("Location", ""))
+                where = response.headers.get("Location", "")
+            try:
+                link = urljoin(link, where)
+            except ValueError:  # such as http://[
+                return Failed("bad_link")
             if not is_link(link):
                 return Failed("bad_link")
         return Failed("redirects")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import pyarrow as pa
 
@@ -109,6 +110,7 @@ class Fetcher:
         """
         self.asker, self.threads, self.kept = asker, threads, kept
         self.params, self.arrivals = params, arrivals
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def obtain(self, link: str, places: list[str], reason: str | None) -> Outcome:
         """Find or fetch the picture of a link.
@@ -139,7 +141,14 @@ class Fetcher:
                 return await self.from_network(link, "link", reason)
 
     async def from_network(self, link: str, source: Source, reason: str | None = None) -> Outcome:
-        """Take the picture that is kept, or fetch and keep it, unless there is a reason not to."""
+        """Take the picture that is kept, or fetch and keep it, unless there is a reason not to.
+
+        Links of two pictures may lead to one place of a mirror: the second waits for the first.
+        """
+        async with self._in_turn(link):
+            return await self._from_network(link, source, reason)
+
+    async def _from_network(self, link: str, source: Source, reason: str | None) -> Outcome:
         path = self.kept.picture_path(link)
         if packed := self.kept.packed(link):
             if outcome := await self.judge_packed(packed, source, link):
@@ -156,6 +165,10 @@ class Fetcher:
         if isinstance(outcome, Failed):
             self.kept.remember(link, outcome.reason)
         return outcome
+
+    def _in_turn(self, link: str) -> asyncio.Lock:
+        """Give the lock of a link, which is there as long as somebody holds it or waits."""
+        return self._turns.setdefault(link, asyncio.Lock())
 
     async def fetch(self, link: str, path: Path, source: Source) -> Outcome:
         """Ask for a picture; keep it at `path`."""

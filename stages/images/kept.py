@@ -49,7 +49,7 @@ class Kept:
         self.packs.mkdir(exist_ok=True)
         self._index = self._read_index()
         self._live = Counter(packed.pack for packed in self._index.values())
-        self._drop_dead_packs()
+        self.drop_dead_packs()
 
     def picture_path(self, link: str) -> Path:
         """Say where the picture of a link is kept, if it is."""
@@ -99,10 +99,9 @@ class Kept:
                 file.write(f"{_name(link)} {reason}\n")
 
     def end_pass(self) -> None:
-        """Forget failures, for all rows had their answer, and packs that keep nothing."""
+        """Forget failures, for all rows had their answer: the next pass asks anew."""
         self._journal.unlink(missing_ok=True)
         self._failures.clear()
-        self._drop_dead_packs()
 
     def _read_index(self) -> dict[str, Packed]:
         """Read the index, the last line of each picture; then write these alone."""
@@ -122,7 +121,8 @@ class Kept:
             scratch.write_text("".join(map(_index_line, known, known.values())), "ascii")
         return known
 
-    def _drop_dead_packs(self) -> None:
+    def drop_dead_packs(self) -> None:
+        """Delete packs that keep nothing; those of this run must be published by then."""
         for folder in [path for path in self.packs.iterdir() if path.is_dir()]:
             for pack in folder.iterdir():
                 if not self._live[f"{folder.name}/{pack.name}"]:

@@ -5,13 +5,15 @@ nobody. Parts are left out whole, nothing is encoded anew: the same file gives t
 """
 
 import hashlib
+import re
 import struct
 from collections.abc import Iterable, Iterator
 
 PNG_KEPT = b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP sBIT cICP".split()
 WEBP_KEPT = (b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF")
 WEBP_TEXT_FLAGS = 0x08 | 0x04  # EXIF and XMP, in the first byte of VP8X
-JPEG_SCAN = 0xDA
+JPEG_SCAN, JPEG_END = 0xDA, 0xD9
+JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # no stuffed byte, restart or fill byte
 JPEG_APPLICATION = range(0xE0, 0xF0)
 JPEG_COMMENT = 0xFE
 Piece = bytes | memoryview
@@ -62,13 +64,14 @@ def _png_parts(content: bytes) -> Iterator[memoryview]:
 
 
 def _webp_chunks(content: bytes) -> Iterator[bytes]:
-    """Give the chunks to keep, each padded to even length (RFC 9649, 2.3)."""
-    at = 12
-    while at + 8 <= len(content):
+    """Give the chunks to keep, each padded to even length (RFC 9649, 2.3); nothing behind them."""
+    (size,) = struct.unpack_from("<I", content, 4)
+    at, end = 12, min(8 + size, len(content))
+    while at + 8 <= end:
         kind = content[at : at + 4]
         (length,) = struct.unpack_from("<I", content, at + 4)
         chunk = content[at : at + 8 + length]
-        if kind == b"VP8X":
+        if kind == b"VP8X" and length:
             chunk = chunk[:8] + bytes([chunk[8] & ~WEBP_TEXT_FLAGS]) + chunk[9:]
         if kind in WEBP_KEPT:
             yield chunk + bytes(len(chunk) % 2)
@@ -76,7 +79,7 @@ def _webp_chunks(content: bytes) -> Iterator[bytes]:
 
 
 def _jpeg_segments(content: bytes) -> Iterator[bytes]:
-    """Give the segments to keep, and all from the first scan on (ITU-T T.81, B.1.1)."""
+    """Give the segments to keep, and all from the first scan to the end (ITU-T T.81, B.1.1)."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != JPEG_SCAN:
         if content[at + 1] == 0xFF:  # a fill byte
@@ -87,7 +90,17 @@ def _jpeg_segments(content: bytes) -> Iterator[bytes]:
         if _is_jpeg_kept(segment):
             yield segment
         at += 2 + length
-    yield content[at:]
+    yield content[at : _jpeg_end(content, at)]
+
+
+def _jpeg_end(content: bytes, at: int) -> int:
+    """Find the end of a picture, from its first scan on; what programs put behind it is no part."""
+    while marker := JPEG_MARKER.search(content, at):
+        if marker[0][1] == JPEG_END:
+            return marker.end()
+        length = int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+        at = marker.end() + length
+    return len(content)
 
 
 def _is_jpeg_kept(segment: bytes) -> bool:

@@ -21,9 +21,13 @@ class Pace:
         free_at = time.monotonic() + wait_s
         self._free_at[host] = max(free_at, self._free_at.get(host, free_at))
 
+    def rest_s(self, host: str) -> float:
+        """Tell for how long a host is to be left alone from now on; 0 or less: it is free."""
+        return self._free_at.get(host, 0.0) - time.monotonic()
+
     async def wait(self, host: str) -> None:
         """Sleep until a host may be asked, and let the next one wait its turn after this."""
-        while (left_s := self._free_at.get(host, 0.0) - time.monotonic()) > 0:
+        while (left_s := self.rest_s(host)) > 0:
             await asyncio.sleep(left_s)
         if self._gap_s:
             self._free_at[host] = time.monotonic() + self._gap_s

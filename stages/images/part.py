@@ -60,7 +60,9 @@ class Part:
                 written += len(piece)
                 if written > max_bytes:
                     return Failed("too_large")
-                file.write(piece)
+                rest = memoryview(piece)
+                while rest:  # a disk that is nearly full takes a part
+                    rest = rest[file.write(rest) :]
         return None
 
     def begin(self, status: int, headers: Mapping[str, str]) -> int | None:
@@ -81,11 +83,13 @@ class Part:
             return size
         self.forget()
         if version:
-            self._kept.write_text(version, "latin-1")
+            self._kept.write_text(version, "utf-8", errors="surrogateescape")
         return 0
 
     def _kept_version(self) -> str:
-        return self._kept.read_text("latin-1") if self._kept.exists() else ""
+        if not self._kept.exists():
+            return ""
+        return self._kept.read_text("utf-8", errors="surrogateescape")
 
     def forget(self) -> None:
         """Take the files away."""
