@@ -76,9 +76,8 @@ resolve: environment ## after a merge: name conflicts in params.yaml, put dvc.lo
 verify: environment ## read all of DVC's cache here; name what a disk spoilt and mend it
 	@$(IN_VENV) python -m stages.verify_cache
 
-faults: environment ## kill the recipe at random moments, 20 rounds (ROUNDS=n), then its two longest stages (KILLS=200)
-	@$(IN_VENV) python -m tests.benchmarks.fault_rounds $(if $(ROUNDS),--rounds $(ROUNDS))
-	@$(if $(KILLS),$(IN_VENV) python -m tests.benchmarks.faults --kills $(KILLS))
+faults: environment ## kill the recipe at random moments, 20 rounds (ROUNDS=n), or its two longest stages alone (KILLS=200)
+	@$(IN_VENV) python -m $(if $(KILLS),tests.benchmarks.faults --kills $(KILLS),tests.benchmarks.fault_rounds $(if $(ROUNDS),--rounds $(ROUNDS)))
 
 # DVC ignores a folder that is another DVC repository, even where its own stages depend on it. So
 # models/base is one only while its pipeline runs; its cache waits in .work meanwhile.

@@ -20,6 +20,7 @@ from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from dvc_objects.errors import ObjectFormatError
+from networkx import topological_sort
 
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
@@ -52,11 +53,12 @@ def pull(repo: Repo, place: Place) -> None:
     absent = [recorded for recorded in wanted if cached_size(cache, recorded) is None]
     faults = find_faults(place, cache, absent, "content") if absent else []
     if faults:
+        repo.checkout(allow_missing=True)  # what has arrived, so that stages find their inputs
         raise ValueError(
             f"{place.address}: of {len(wanted):,} objects, {len(faults):,} cannot be fetched:\n"
             f"{listed(faults)}\n"
             f"Next: whoever has them in the cache runs `make verify-remote`, which mends the "
-            f"remote; or make them anew here:\n  {make_anew(faults)}"
+            f"remote; or make them anew here:\n  {make_anew(faults, repo)}"
         )
     if failure:
         raise failure
@@ -99,7 +101,7 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
             f"{place.address}: of {len(wanted):,} objects, {len(remaining + again):,} remain "
             f"amiss, for the cache here has no sound copy:\n{listed(remaining + again)}\n"
             f"Next: whoever has them in the cache runs `make verify-remote`; or make them anew "
-            f"and push:\n  {make_anew(remaining + again)}\n  make push"
+            f"and push:\n  {make_anew(remaining + again, repo)}\n  make push"
         )
     looked = "read and hashed" if depth == "content" else "listed"
     print(
@@ -116,9 +118,11 @@ def listed(faults: Sequence[Fault]) -> str:
     return "\n".join(lines)
 
 
-def make_anew(faults: Sequence[Fault]) -> str:
-    """Give the command that makes the objects again by running their stages."""
-    stages = sorted({fault.recorded.stage for fault in faults})
+def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
+    """Give the command that makes the objects again by running their stages, in their order."""
+    broken = {fault.recorded.stage for fault in faults}
+    in_order = reversed([*topological_sort(repo.index.graph)])  # edges lead to what is needed
+    stages = [stage.addressing for stage in in_order if stage.addressing in broken]
     return f"dvc repro --single-item --force {' '.join(stages)}"
 
 

@@ -84,6 +84,13 @@ def run(lanes: Sequence[Mapping[str, str]]) -> None:
 def _train(name: str, free: "queue.SimpleQueue[Mapping[str, str]]") -> int:
     """Make one training on the lane that is free; its lines carry its name."""
     lane = free.get()
+    try:
+        return _train_on(name, lane)
+    finally:
+        free.put(lane)
+
+
+def _train_on(name: str, lane: Mapping[str, str]) -> int:
     where = f" on GPU {lane[VISIBLE]}" if lane else ""
     _say(name, f"starts{where}")
     command = [*DVC, "--wait-for-lock", "repro", "--single-item", name]
@@ -98,7 +105,6 @@ def _train(name: str, free: "queue.SimpleQueue[Mapping[str, str]]") -> int:
         assert process.stdout
         for line in process.stdout:
             _say(name, line.rstrip("\n"))
-    free.put(lane)
     return process.returncode
 
 

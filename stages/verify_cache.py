@@ -2,7 +2,8 @@
 
 DVC takes a read-only object for good without reading it. A spoilt one comes back from the working
 tree, if the file there is a sound copy, or from the default remote. What neither has is taken
-away, also from the working tree and the scratch, so that `make run` makes it anew.
+away, also from the working tree and the scratch, so that `make run` makes it anew; its bytes are
+kept in .work/spoilt, for no stage makes what a person added.
 """
 
 import argparse
@@ -10,6 +11,8 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+from asyncssh import Error as SshError
+from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
@@ -19,6 +22,7 @@ from stages.storage.place import Place, open_place
 from stages.storage.recorded import recorded_objects
 from stages.storage.spoilt import Spoilt, mend_from_remote, mend_from_tree, spoilt_objects
 
+ASIDE = "spoilt"  # below .work
 say = functools.partial(print, flush=True)
 
 
@@ -36,21 +40,32 @@ def run(repo: Repo) -> None:
     if not spoilt:
         say(f"{count:,} objects read and hashed, nothing amiss.")
         return
+    aside = root / work_dir() / ASIDE
     for one in spoilt:
-        one.take_away()
+        one.take_away(aside)
     remaining = _mended(spoilt, root, repo)
-    _put_back(repo, [one for one in spoilt if one not in remaining])
+    mended = [one for one in spoilt if one not in remaining]
+    for one in mended:
+        (aside / one.recorded.name).unlink()
+    _put_back(repo, mended)
     lost = [one for one in remaining if one.is_of_this_commit]
     for one in remaining:
         if not one.is_of_this_commit:
             say(f"changed  {one.recorded} [{one.recorded.name}]; taken away, for nothing has it")
     if lost:
         names = "\n".join(f"  {one.recorded} [{one.recorded.name}]" for one in lost)
-        stages = ", ".join(sorted({one.recorded.stage for one in lost}))
+        stages = {one.recorded.stage for one in lost}
+        added = sorted(stage for stage in stages if stage.endswith(".dvc"))
+        made = ", ".join(sorted(stages - {*added}))
+        advice = [f"`make run` makes anew what stages made ({made})."] if made else []
+        if added:
+            advice.append(
+                f"No stage makes what {', '.join(added)} name: get it again, `dvc add` it."
+            )
         raise ValueError(
             f"of {count:,} objects, {len(spoilt):,} were changed, and {len(lost):,} of this commit "
-            f"are in no other place; they are taken away:\n{names}\n"
-            f"Next, which makes them anew ({stages}):\n  make run"
+            f"are in no other place; they are taken away, as they are now, to {aside}:\n{names}\n"
+            f"Next: {' '.join(advice)}"
         )
     say(
         f"{count:,} objects read and hashed, {len(spoilt):,} were changed; all that is "
@@ -70,9 +85,15 @@ def _mended(spoilt: Sequence[Spoilt], root: Path, repo: Repo) -> list[Spoilt]:
     place = _place(repo) if remaining else None
     if not place:
         return remaining
-    lost = []
-    for one in remaining:
-        if mend_from_remote(one, place, cache):
+    lost: list[Spoilt] = []
+    for number, one in enumerate(remaining):
+        try:
+            is_mended = mend_from_remote(one, place, cache)
+        except (BotoCoreError, SshError, OSError) as error:
+            why = error if isinstance(error, OSError) else place.explained(error)
+            say(f"nothing more can be mended from the remote: {why}")
+            return lost + remaining[number:]
+        if is_mended:
             say(f"changed  {one.recorded} [{one.recorded.name}]; mended from {place.address}")
         else:
             lost.append(one)

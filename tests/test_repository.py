@@ -113,7 +113,7 @@ SECRETS = re.compile(
     r"|\b(?:hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{40,})"
     r"|\b(?:secret_access_key|access_key_id|session_token|password|passphrase|sas_token"
     r"|connection_string|account_key|client_secret)[\"']?[ \t]*[=:][ \t]*[\"']?"
-    r"[^\s\"'A-Z<{$(\[,|)]\S{3,}"
+    r"(?![A-Z_]+\b)[^\s\"'<{$(\[,|)]\S{3,}"  # words in capitals stand for a secret
     r"|://[^\s/:@{}<>\"']+:[^\s/@{}<>\"']+@",
 )
 
@@ -128,6 +128,7 @@ INVENTED = {"://me:word@", "://me:secret@"}
         ("-----BEGIN OPENSSH " + "PRIVATE KEY-----", True),
         ("    secret_access_key " + "= wJalrXUtnFEMI/K7MDENG", True),
         ("    password: " + "hunter2", True),
+        ("    secret_access_key " + "= HalrXUtnFEMI/K7MDENG", True),
         ('"passphrase' + '": "open sesame"', True),
         ("url = ssh://someone:" + "hunter2@example.org/store", True),
         ("HF_TOKEN=hf_" + "a" * 34, True),

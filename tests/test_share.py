@@ -236,6 +236,10 @@ def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> N
     assert refused.returncode != 0
     assert f"missing  tree/2  [{LEAF}]" in refused.stderr
     assert f"missing  count  [{COUNT}]" in refused.stderr
+    command = "dvc repro --single-item --force grow count"  # in the order of the graph
+    assert command in refused.stderr
+    clone.call(*command.split())
+    assert "up to date" in clone.call("dvc", "status")
 
 
 @pytest.mark.parametrize(

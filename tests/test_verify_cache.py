@@ -96,13 +96,27 @@ def test_what_nobody_has_is_taken_away_and_made_anew(linked: SharedGraph) -> Non
     done = verify(linked)
     assert done.returncode == 1
     assert f"  tree/2 [{md5(LEAF).hexdigest()}]\n" in done.stderr
-    assert "makes them anew (grow):\n  make run" in done.stderr
+    assert "`make run` makes anew what stages made (grow)" in done.stderr
     assert not scratch.exists()
     before = linked.ran()
     linked.call("dvc", "repro")
     assert linked.ran() == [*before, "grow"]
     assert (linked.folder / "tree/2").read_bytes() == LEAF
     assert "nothing amiss" in verify(linked).stdout
+
+
+def test_the_bytes_of_what_a_person_added_are_kept_when_nobody_has_others(
+    linked: SharedGraph,
+) -> None:
+    (linked.folder / "mine").write_bytes(b"an export of years")
+    linked.call("dvc", "add", "--quiet", "mine")
+    rot(object_of(linked, b"an export of years"))
+    spoilt = object_of(linked, b"an export of years").read_bytes()
+    done = verify(linked)
+    assert done.returncode == 1
+    assert "No stage makes what mine.dvc name: get it again" in done.stderr
+    (kept,) = (linked.folder / ".work/spoilt").iterdir()
+    assert kept.read_bytes() == spoilt
 
 
 def test_a_spoilt_object_in_the_remote_is_not_taken_for_good(linked: SharedGraph) -> None:

@@ -38,9 +38,15 @@ class Spoilt:
         """Whether dvc.lock names it."""
         return bool(self.recorded.stage)
 
-    def take_away(self) -> None:
-        """Remove the file under all its names, so that nobody takes it for good."""
-        for path in (self.object, *self.links):
+    def take_away(self, aside: Path) -> None:
+        """Take all its names from the file, so that nobody takes it for good; keep its bytes.
+
+        Args:
+            aside: a folder, made if need be.
+        """
+        aside.mkdir(parents=True, exist_ok=True)
+        shutil.move(self.object, aside / self.recorded.name)
+        for path in self.links:
             path.unlink(missing_ok=True)
 
 
