@@ -22,13 +22,13 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages.diffusion.ancestry import made_from, read_lineage, read_parent
+from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_lineage, read_parent
 from stages.diffusion.evidence import Evidence
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
 from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import load_models, save_single_file, write_single_file
-from stages.diffusion.modelspec import ReleaseParams
+from stages.diffusion.modelspec import ReleaseParams, prediction_type
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
 from stages.release import main, run
@@ -520,6 +520,12 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
     shutil.copyfile(path, renamed)
     main(["verify", str(renamed)])
     assert "7 figures of hashes.json agree" in capsys.readouterr().out
+    content = bytearray(renamed.read_bytes())
+    at = content.index(b"CreativeML")  # in the metadata, which the tensors' hash does not cover
+    content[at : at + 1] = b"K"
+    renamed.write_bytes(content)
+    with pytest.raises(SystemExit, match="knows neither its name nor its SHA-256"):
+        main(["verify", str(renamed)])
     alone = tmp_path / "alone.safetensors"
     shutil.copyfile(path, alone)
     main(["verify", str(alone)])
@@ -547,6 +553,15 @@ def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
     told = capsys.readouterr().out
     assert "verify [-h] FILE" in told
     assert "Raises" not in told
+
+
+@pytest.mark.parametrize(("trained_for", "told"), [("epsilon", "epsilon"), ("v_prediction", "v")])
+def test_a_release_says_what_its_unet_was_trained_to_predict(trained_for: str, told: str) -> None:
+    trained = {"kind": "train", "run": "512", "params": {"prediction_type": trained_for}}
+    merged = {"kind": "merge", "inputs": {"a": "1", "b": "2"}}
+    ancestors = {"1": Ancestor("a", "", trained), "2": Ancestor("stranger", "")}
+    assert prediction_type(Lineage(merged, ancestors)) == told
+    assert prediction_type(Lineage(trained)) == told
 
 
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:

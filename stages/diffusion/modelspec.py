@@ -14,6 +14,7 @@ from stages.diffusion.ancestry import ANCESTRY, RECIPE, Lineage
 from stages.diffusion.digests import CHUNK_BYTES, TENSORS_HASH
 from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import header_bytes, read_header
+from stages.diffusion.loss import V_PREDICTION
 from stages.diffusion.merge_terms import Call, Weights, model_weights
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
@@ -89,7 +90,7 @@ def release_metadata(
         "usage_hint": params.usage_hint,
         "tags": ", ".join(params.tags),
         "resolution": f"{params.resolution}x{params.resolution}",
-        "prediction_type": "epsilon",
+        "prediction_type": prediction_type(lineage),
         "thumbnail": thumbnail,
         "merged_from": ", ".join(title(sha256) for sha256 in lineage.inputs().values()),
     }
@@ -109,6 +110,14 @@ def release_metadata(
         metadata["sd_merge_recipe"] = json.dumps(merged)
         metadata["sd_merge_models"] = json.dumps(models)
     return metadata
+
+
+def prediction_type(lineage: Lineage) -> str:
+    """Say what the UNet predicts, in ModelSpec's words: v if any training in the lineage had it."""
+    recipes = [lineage.recipe, *(ancestor.recipe for ancestor in lineage.ancestors.values())]
+    trained = [recipe.get("params") for recipe in recipes if recipe]
+    is_v = any(isinstance(p, dict) and p.get("prediction_type") == V_PREDICTION for p in trained)
+    return "v" if is_v else "epsilon"
 
 
 def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

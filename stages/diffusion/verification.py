@@ -31,6 +31,12 @@ def verify_release(path: Path) -> None:
     files = read_report(beside) if beside.is_file() else {}
     renamed = [figures for figures in files.values() if figures.get("sha256") == found["sha256"]]
     known = files.get(path.name) or (renamed[0] if renamed else {})
+    if files and not known:
+        raise ValueError(
+            f"{path}: {beside} knows neither its name nor its SHA-256, only "
+            f"{', '.join(sorted(files))}: it was renamed and changed, or it is another release, to "
+            "be verified away from this one"
+        )
     for name, value in found.items():
         if known and known.get(name) != value:
             raise ValueError(
