@@ -8,7 +8,6 @@ and in the remote must hash to its name, and no process or half-written file may
 
 import copy
 import hashlib
-import json
 import os
 import random
 import re
@@ -24,7 +23,7 @@ from pathlib import Path
 
 import psutil
 
-from stages.harness.files import sha256_bytes, sha256_file
+from stages.harness.files import sha256_file
 from stages.harness.processes import orphans, stage_of
 from tests.tiny_recipe import RAN, TinyRecipe
 
@@ -32,7 +31,7 @@ from tests.tiny_recipe import RAN, TinyRecipe
 IMPORTED_DEP = re.compile(r"^ +- stages/\w+/.*\n", re.MULTILINE)
 KINDS = ("download", "train@", "grid_cells", "merge_")  # of stages that every round kills
 VICTIMS = ("dvc", "stage", "both")
-TELLS_OF_ITS_RUN = ("drawn", "reused")  # in reports/grid: what this run drew, not what is there
+TELLS_OF_ITS_RUN = "drawn"  # below reports: what this run drew, not what is there
 LIMIT_S = 3600.0  # for one command, on a machine however busy
 
 
@@ -247,18 +246,10 @@ def made_files(folder: Path) -> dict[str, str]:
     """Hash all files that the graph made in a folder, by their path."""
     made = (path for top in ("data", "models", "reports") for path in (folder / top).rglob("*"))
     return {
-        str(path.relative_to(folder)): _hash(path)
+        str(path.relative_to(folder)): sha256_file(path)
         for path in made
-        if path.is_file() and path.name != ".gitignore"
+        if path.is_file() and path.name != ".gitignore" and path.parent.name != TELLS_OF_ITS_RUN
     }
-
-
-def _hash(path: Path) -> str:
-    if path.parent.name == "grid" and path.suffix == ".json":
-        counts = json.loads(path.read_text("utf-8"))
-        kept = {name: count for name, count in counts.items() if name not in TELLS_OF_ITS_RUN}
-        return sha256_bytes(json.dumps(kept).encode())
-    return sha256_file(path)
 
 
 def changed_objects(store: Path) -> list[str]:
