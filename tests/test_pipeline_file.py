@@ -84,6 +84,12 @@ def test_the_code_deps_of_a_stage_are_what_it_imports(name: str) -> None:
     assert listed == {str(path.relative_to(ROOT)) for path in import_closure(module)}
 
 
+def test_the_report_depends_on_all_templates_but_those_of_compare() -> None:
+    templates = {str(path.relative_to(ROOT)) for path in ROOT.glob("stages/page/templates/*")}
+    of_compare = {path for path in templates if "compare" in path}
+    assert templates - of_compare <= set(paths(GROUPS["report"]["deps"]))
+
+
 BASE = yaml.safe_load((ROOT / "models/base/dvc.yaml").read_text("utf-8"))["stages"]
 
 
