@@ -155,7 +155,10 @@ class Fetcher:
                 return outcome
             self.kept.unpack(link)
         if path.is_file():
-            outcome = await self.judge(path, source, link)
+            try:
+                outcome = await self.judge(path, source, link)
+            except FileNotFoundError:  # packed meanwhile, for another link to the same place
+                return await self._from_network(link, source, reason)
             if outcome not in (Failed("not_an_image"), Failed("broken_image")):
                 return outcome
             path.unlink()  # a power cut may leave a name without its bytes
