@@ -75,9 +75,9 @@ class Kept:
         name = _picture_name(link)
         with (self.packs / INDEX).open("a", encoding="ascii") as file:
             file.write(_index_line(name, packed))
-        self.picture_path(link).unlink(missing_ok=True)
         before = self._index.get(name)
-        self._index[name] = packed
+        self._index[name] = packed  # first, for another link may look for the picture now
+        self.picture_path(link).unlink(missing_ok=True)
         self._live[packed.pack] += 1
         if before:
             self._live[before.pack] -= 1
