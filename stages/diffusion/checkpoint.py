@@ -40,15 +40,15 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> None:
         path.unlink()
 
 
-def load_checkpoint(
-    folder: Path, device: torch.device, say: Callable[[str], None]
-) -> dict[str, Any] | None:
-    """Read the newest checkpoint that is whole; None if there is none.
+def load_checkpoint(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | None:
+    """Map the newest checkpoint that is whole; None if there is none.
 
     Args:
         folder: of this run's checkpoints alone.
-        device: where the tensors are to live.
         say: told when a damaged one is passed over.
+
+    Returns:
+        What `save_checkpoint` was given, its tensors on the CPU.
     """
     for path in _checkpoints(folder):
         try:
@@ -56,7 +56,7 @@ def load_checkpoint(
         except ValueError as error:
             say(f"passing over a checkpoint: {error}")
             continue
-        tensors = load_file(path, device=str(device))
+        tensors = load_file(path)
         state: dict[str, Any] = _unpack(json.loads(header.metadata["state"]), tensors)
         return state
     return None
@@ -75,7 +75,15 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         int(i): {name: _laid_out(value, weights[int(i)]) for name, value in entry.items()}
         for i, entry in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": entries})
+    # a group may hold tensors, too, which torch leaves where they are
+    groups = [
+        {
+            name: value.to(weights[0].device) if isinstance(value, Tensor) else value
+            for name, value in group.items()
+        }
+        for group in state["param_groups"]
+    ]
+    optimizer.load_state_dict({"state": entries, "param_groups": groups})
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from stages.diffusion.model import Models
 from stages.diffusion.part import Part
 from stages.diffusion.ranks import Ranks
 from stages.diffusion.schedule import rate_factor
+from stages.diffusion.torch_settings import keep_code_of_all_sizes
 from stages.diffusion.train_params import PRECISIONS, TrainParams
 
-# Inductor alone leaves some convolutions in the usual layout, and cuDNN transposes on each call.
-COMPILE_OPTIONS: dict[str, Any] = {"force_layout_optimization": True}
+# Each size of picture gets code of its own: code for any size does not come out of this layout.
+# Inductor alone leaves some convolutions in the usual one, and cuDNN transposes on each call.
+COMPILE: dict[str, Any] = {"dynamic": False, "options": {"force_layout_optimization": True}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ class Learner:
         self.unet: Any = models.unet
         if self.compiles:
             functorch_config.activation_memory_budget = params.activation_memory
-            self.unet = torch.compile(models.unet, options=COMPILE_OPTIONS)
+            keep_code_of_all_sizes()
+            self.unet = torch.compile(models.unet, **COMPILE)
         self.weights = [weight for part in parts.values() for weight in part.weights]
 
     @property

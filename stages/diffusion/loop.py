@@ -160,10 +160,7 @@ class _Run:
 
     def to_the_end(self) -> Trained:
         """Train what is left of the run."""
-        state = load_checkpoint(self.checkpoints, self.ranks.device, self.say)
-        if state and self._leads_on(state):
-            self._load_state(state)
-            self.say(f"going on in epoch {self.position.epoch}, step {self.position.epoch_step}")
+        self._go_on()
         with interruptions() as self.signal_received:
             try:
                 end = self._epochs()
@@ -177,6 +174,13 @@ class _Run:
         history = self._history(self.position).until(end)
         return Trained(history, self.kept.weights_paths(history), self.kept.sample_paths(end))
 
+    def _go_on(self) -> None:
+        """Take up what a checkpoint holds, if there is one."""
+        state = load_checkpoint(self.checkpoints, self.say)
+        if state and self._leads_on(state):
+            self._load_state(state)
+            self.say(f"going on in epoch {self.position.epoch}, step {self.position.epoch_step}")
+
     def _epochs(self) -> int:
         """Train epoch by epoch; give the one with which the run ends."""
         if not self.position.errors:
@@ -189,7 +193,7 @@ class _Run:
 
     def _history(self, position: Position) -> History:
         """Give the figures of all finished epochs."""
-        errors = torch.stack(position.errors).cpu().numpy()
+        errors = torch.stack(position.errors).numpy()
         return History(self.validation.ids, errors, tuple(position.train_losses))
 
     def _leads_on(self, state: dict[str, Any]) -> bool:

@@ -17,7 +17,7 @@ class Position:
     skipped: int = 0  # steps of this epoch that were left out
     loss_sum: float | Tensor = 0.0  # over them; a tensor, so that no step waits for the device
     train_losses: list[float] = field(default_factory=list)
-    errors: list[Tensor] = field(default_factory=list)  # (N, K) of each validation
+    errors: list[Tensor] = field(default_factory=list)  # (N, K) of each validation, on the CPU
     scaler: dict[str, float] = field(default_factory=dict)  # of float16's gradients
 
     def next_epoch(self) -> "Position":

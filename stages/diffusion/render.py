@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from stages.diffusion.model import Models, load_models
+from stages.diffusion.torch_settings import keep_code_of_all_sizes
 
 COMPILER = "inductor"
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
@@ -58,6 +59,7 @@ class Easel:
         self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
         self._models: Models | None = None
         if compiled:
+            keep_code_of_all_sizes()
             os.environ.setdefault(COMPILER_CACHE, str(cache.absolute()))
         # tries the convolutions on the first picture of a size; on a GPU only
         torch.backends.cudnn.benchmark = True

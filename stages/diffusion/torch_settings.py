@@ -1,4 +1,4 @@
-"""How torch is to compute while whole files pass through it."""
+"""How torch is to compute."""
 
 import ctypes
 from collections.abc import Iterator
@@ -6,7 +6,15 @@ from contextlib import contextmanager
 
 import torch
 
+CODES = 64  # of one network: sizes of picture, each with and without gradients
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+
+
+def keep_code_of_all_sizes() -> None:
+    """Let the compiler keep code for many sizes: after eight it would go on without, in silence."""
+    import torch._dynamo  # seconds, and only what is compiled needs it
+
+    torch._dynamo.config.recompile_limit = CODES
 
 
 @contextmanager

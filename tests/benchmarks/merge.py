@@ -4,9 +4,10 @@
 
 Writes six files of random weights (12.8 GB) into DIR once. PYTHON is that of an environment with
 sd-mecha 1.1.8 and its needs; without it only ours is timed. All runs follow each other in one
-call, for absolute times drift; look at the ratios. Each way runs N times, and its best counts.
+call, for absolute times drift; look at the ratios. The ways take turns, N times each, and the
+median counts.
 
-The floor reads three files (6.4 GB), writes 2.1 GB and hashes what it writes, in one process.
+The floor reads the inputs, writes 2.1 GB and hashes what it writes, in one process.
 "First time" is a merge that must hash its inputs, "again" one that remembers their hashes.
 """
 
@@ -18,6 +19,7 @@ import os
 import platform
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -95,7 +97,7 @@ MEMORY_MB = re.compile(r"MemTotal:\s+(\d+) kB")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One process and its own, or the best of several; the largest resident set of all of them."""
+    """One process, or the median of several; the largest resident set of all of them."""
 
     seconds: float
     cpu_seconds: float  # of all cores; other work on the machine changes it little
@@ -116,29 +118,26 @@ def write_models(folder: Path, count: int) -> dict[str, Path]:
     return paths
 
 
-def timed(command: Sequence[str | Path], times: int = 1, forget: Path | None = None) -> Run:
-    """Run a process to its end; its best time of several, and its largest resident set.
+def timed(command: Sequence[str | Path]) -> Run:
+    """Run a process to its end."""
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", LAUNCHER, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
+    return Run(*(float(word) for word in done.stdout.split()))
 
-    Args:
-        command: to run.
-        times: how often.
-        forget: a folder to remove before each.
-    """
-    runs = []
-    for _ in range(times):
-        if forget:
-            shutil.rmtree(forget, ignore_errors=True)
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", LAUNCHER, *map(str, command)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            sys.exit(f"{command[0]} failed:\n{done.stderr[-2000:]}")
-        runs.append([float(word) for word in done.stdout.split()])
-    seconds, cpu_seconds, peaks_mb = zip(*runs, strict=True)
-    return Run(min(seconds), min(cpu_seconds), max(peaks_mb))
+
+def median(runs: Sequence[Run]) -> Run:
+    """Take the median times, and the largest resident set."""
+    return Run(
+        statistics.median(run.seconds for run in runs),
+        statistics.median(run.cpu_seconds for run in runs),
+        max(run.peak_mb for run in runs),
+    )
 
 
 def merge_command(expression: str, paths: Mapping[str, Path], out: Path) -> list[str | Path]:
@@ -147,35 +146,44 @@ def merge_command(expression: str, paths: Mapping[str, Path], out: Path) -> list
 
 
 def time_methods(options: argparse.Namespace, paths: Mapping[str, Path], bare: Run) -> None:
-    """Print a line for each method: ours, the floor, sd-mecha's."""
+    """Print two lines for each method: ours first and again, the floor, sd-mecha's."""
     out, hashes = options.folder / "out.safetensors", options.folder / ".work"
-    floor = timed([sys.executable, "-S", "-c", FLOOR, *paths.values(), out], options.runs + 1)
-    print(f"| floor | {floor.seconds:.1f} s, {floor.cpu_seconds:.1f} s of CPU | | | |")
     for method in options.methods or METHODS:
         expression, recipe = METHODS[method]
         used = {n: path for n, path in paths.items() if n in expression.split("(", 1)[-1]}
         command = merge_command(expression, used, out)
-        first = timed(command, options.runs, forget=hashes)
-        again = timed(command, options.runs)
-        peak = max(first.peak_mb, again.peak_mb) - bare.peak_mb
-        theirs = None
+        ways = {
+            "floor": [sys.executable, "-S", "-c", FLOOR, *used.values(), out],
+            "first time": command,
+            "again": command,
+        }
         if options.mecha:
             script = MECHA.format(recipe=recipe)
-            theirs = timed([options.mecha, "-c", script, *paths.values(), out])
-        for label, ours in (("first time", first), ("again", again)):
-            other = "not run"
+            ways["sd-mecha"] = [options.mecha, "-c", script, *paths.values(), out]
+        runs: dict[str, list[Run]] = {way: [] for way in ways}
+        for _ in range(options.runs):  # in turn, for the machine's pace drifts
+            for way, words in ways.items():
+                if way == "first time":
+                    shutil.rmtree(hashes, ignore_errors=True)
+                runs[way].append(timed(words))
+        found = {way: median(of_way) for way, of_way in runs.items()}
+        floor, theirs = found["floor"], found.get("sd-mecha")
+        print(f"| {method}, floor | {floor.seconds:.1f} s, {floor.cpu_seconds:.1f} s of CPU |||")
+        for label in ("first time", "again"):
+            ours, other = found[label], "not run"
             if theirs:
-                other = f"{described(theirs, theirs.peak_mb - bare.peak_mb)}"
-                other += f" | {ours.seconds / theirs.seconds:.3f} x"
+                other = f"{described(theirs, bare)} | {ours.seconds / theirs.seconds:.3f} x"
                 other += f", {ours.cpu_seconds / theirs.cpu_seconds:.3f} x of CPU"
+            spread = ", ".join(f"{run.seconds:.1f}" for run in runs[label])
             print(
-                f"| {method}, {label} | {described(ours, peak)} "
+                f"| {method}, {label} | {described(ours, bare)} ({spread}) "
                 f"| {ours.seconds / floor.seconds:.2f} x | {other} |",
                 flush=True,
             )
 
 
-def described(run: Run, above_mb: float) -> str:
+def described(run: Run, bare: Run) -> str:
+    above_mb = run.peak_mb - bare.peak_mb
     return f"{run.seconds:.1f} s, {run.cpu_seconds:.1f} s of CPU, {above_mb:,.0f} MB"
 
 
@@ -292,7 +300,7 @@ def main() -> None:
     )
     parser.add_argument("--folder", type=Path, required=True, metavar="DIR")
     parser.add_argument("--mecha", metavar="PYTHON")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="of ours (default: 3)")
+    parser.add_argument("--runs", type=int, default=3, metavar="N", help="of each way (default: 3)")
     parser.add_argument(
         "--only", choices=("speed", "bytes", "rounding", "open"), help="one question alone"
     )
@@ -306,7 +314,7 @@ def main() -> None:
     wanted = [options.only] if options.only else ["speed", "bytes", "rounding", "open"]
     print(machine())
     if "speed" in wanted:
-        bare = timed([sys.executable, "-c", "import torch"], 2)
+        bare = median([timed([sys.executable, "-c", "import torch"]) for _ in range(3)])
         print(f"bare torch import: {bare.seconds:.1f} s, {bare.peak_mb:.0f} MB")
         hashed = timed([sys.executable, "-I", "-S", hash_process.__file__, paths["a"]])
         print(
