@@ -8,7 +8,9 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from stages.comfy.workflow import read_workflow
@@ -57,6 +59,10 @@ def run(
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
+    if params.engine == "torch" and not all(map(hashes.knows, weights.values())):
+        Thread(
+            target=import_module, args=["stages.diffusion.engine"]
+        ).start()  # while files are read
     columns = plan_columns(weights, config, params, hashes, _engine_version(params))
     cache = CellCache(work_dir("cells"))
     with crew() as ours, _held_once(work_dir("grid") / group, ours):

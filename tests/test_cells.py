@@ -210,6 +210,17 @@ def test_the_article_s_prompts_are_21_in_categories() -> None:
     assert len(planned_cells(params, "w", "c")) == 168
 
 
+def test_many_files_are_hashed_at_once_and_all_are_known_afterwards(tmp_path: Path) -> None:
+    files = [tmp_path / f"{number}" for number in range(20)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    book = KnownHashes(tmp_path / "hashes.jsonl")
+    assert not any(map(book.knows, files))
+    expected = [hashlib.sha256(file.name.encode()).hexdigest() for file in files]
+    assert book.sha256_of_all(files) == expected
+    assert all(map(KnownHashes(tmp_path / "hashes.jsonl").knows, files))
+
+
 def test_a_hash_is_known_until_its_file_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

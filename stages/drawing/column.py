@@ -64,8 +64,8 @@ def plan_columns(
     """
     config_sha256 = sha256_folder(config)
     columns = []
-    for name, path in weights.items():
-        sha256 = hashes.sha256(path)
+    digests = hashes.sha256_of_all(weights.values())
+    for (name, path), sha256 in zip(weights.items(), digests, strict=True):
         cells = planned_cells(params, sha256, config_sha256, drawing)
         columns.append(Column(name, path, sha256, cells))
     return columns
