@@ -304,7 +304,7 @@ def train(encoded: Encoded, params: UnetParams, seed: int, scratch: Path) -> UNe
         SystemExit: after SIGTERM or SIGINT, with a checkpoint written.
     """
     run = Run(encoded, params, seed)
-    if state := load_checkpoint(scratch, run.device, print):
+    if state := load_checkpoint(scratch, print):
         run.load_state(state)
     if run.device.type == "cuda":
         run.unet.compile(dynamic=False)
