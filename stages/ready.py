@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from stages.harness.cache_folder import check_writable
+from stages.harness.counted import counted
 from stages.harness.lock_file import mend_lock_file
 from stages.harness.paths import clear_errors
 from stages.harness.processes import (
@@ -74,8 +75,9 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
     if mended := mend_lock_file(root / "dvc.lock"):
         committed, lost = mended
         say(
-            f"dvc.lock was cut short, and is whole again: {len(committed)} entries are those of "
-            f"the last commit, {len(lost)} are lost{': ' if lost else ''}{', '.join(lost)}. "
+            f"dvc.lock was cut short, and is whole again: from the last commit "
+            f"{counted(len(committed), 'entry', 'entries')}, lost {len(lost)}"
+            f"{': ' if lost else ''}{', '.join(lost)}. "
             "DVC compares all of them with the files, and makes what it misses"
         )
 
