@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from dvc.repo import Repo
 from markupsafe import Markup
 
@@ -22,13 +21,13 @@ from stages.harness.scratch import replacing_folder
 from stages.page.commit import WORKSPACE, Commit, find_commit
 from stages.page.curves import draw_both
 from stages.page.difference import CELLS, Change, Grid, changed_grids, changed_runs, changes
+from stages.page.template import open_template
 
 SIDES = ("before", "after")
 PAGE = "index.html"
 METRICS = Path("reports/metrics.json")
 LOSSES = Path("reports/train")
 CELLS_SHOWN = 24  # pairs of a grid, unless told otherwise
-TEMPLATES = Path(__file__).parent / "page/templates"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,16 +105,11 @@ def _pictures(grids: list[Grid], number: int) -> Iterator[Path]:
 
 
 def _render(comparison: Comparison) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["value"] = _value
-    environment.filters["step"] = lambda step: f"{step:+.5g}".replace("-", "\N{MINUS SIGN}")
-    template = environment.get_template("compare.html.j2")
+    filters = {
+        "value": _value,
+        "step": lambda step: f"{step:+.5g}".replace("-", "\N{MINUS SIGN}"),
+    }
+    template = open_template("compare.html.j2", filters)
     return template.render(found=comparison, sides=SIDES, cells=CELLS.as_posix())
 
 

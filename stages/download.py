@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from stages.harness.counted import counted
 from stages.harness.files import sha256_json, write_json
 from stages.harness.params import load_params
 from stages.harness.paths import clear_errors, stage_paths
@@ -179,7 +180,8 @@ def run(
     counts = count_outcomes(outcomes)
     size = sum(shard.stat().st_size for shard in out.iterdir())
     write_json(report, counts | {"shards": count, "bytes": size})
-    print(f"{out}: {counts['fetched']:,} pictures in {count} shard(s), {size / 1e6:,.1f} MB")
+    packed = counted(count, "shard")
+    print(f"{out}: {counts['fetched']:,} pictures in {packed}, {size / 1e6:,.1f} MB")
 
 
 def pass_name(params: DownloadParams) -> str:

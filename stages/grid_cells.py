@@ -21,6 +21,7 @@ from stages.drawing.cell import Cell
 from stages.drawing.column import Column, plan_columns
 from stages.drawing.grid_params import GridParams
 from stages.drawing.manifest import MANIFEST, Manifest, publish, read_manifest
+from stages.harness.counted import counted
 from stages.harness.files import write_json
 from stages.harness.named import named_weights
 from stages.harness.params import load_params
@@ -111,7 +112,7 @@ def _adopt(out: Path, columns: Sequence[Column], cache: CellCache) -> None:
 def _say_plan(group: str, columns: Sequence[Column], missing: dict[str, list[Cell]]) -> None:
     total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
     print(
-        f"grid {group}: {wanted:,} cells of {len(columns)} models, "
+        f"grid {group}: {counted(wanted, 'cell')} of {counted(len(columns), 'model')}, "
         f"{wanted - total:,} drawn before, {total:,} to draw",
         flush=True,
     )

@@ -48,6 +48,7 @@ from stages.diffusion.merge_terms import Call, model_weights
 from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.merge_tokens import NAME
 from stages.diffusion.writing import free_bytes
+from stages.harness.counted import counted
 from stages.harness.file_command import file_command
 from stages.harness.files import write_json
 from stages.harness.params import load_params
@@ -111,7 +112,9 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
     shares = model_weights(weights)
     has_methods = any(isinstance(term, Call) for term in weights)
     read = sum(path.stat().st_size for path in inputs.values() if path.is_file())
-    print(f"Merging {len(inputs)} files, {read / 1e9:.2f} GB, into {out} ({recipe.dtype}):")
+    print(
+        f"Merging {counted(len(inputs), 'file')}, {read / 1e9:.2f} GB, into {out} ({recipe.dtype}):"
+    )
     for key, path in inputs.items():
         if key in shares:
             about = "~" if has_methods else ""

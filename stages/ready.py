@@ -1,9 +1,10 @@
 """Make a working tree ready for `dvc repro`, whatever was killed in it; `make run` begins so.
 
 A DVC that is still at work is named, and nothing is touched. Stages that a killed DVC left running
-are ended: they are asked first, and what they did is kept. Locks of dead processes go, and copies
-that DVC did not finish; a dvc.lock that was cut short is made whole. A conflict that a merge of
-Git left is told, and so is a cache that one may not write to, before days of work.
+are ended: they are asked first, and what they did is kept; another user's are named, where they
+hold scratch. Locks of dead processes go, and copies that DVC did not finish; a dvc.lock that was
+cut short is made whole. A conflict that a merge of Git left is told, and so is a cache that one may
+not write to, before days of work.
 """
 
 import argparse
@@ -13,9 +14,17 @@ import time
 from pathlib import Path
 
 from stages.harness.cache_folder import check_writable
+from stages.harness.counted import counted
 from stages.harness.lock_file import mend_lock_file
 from stages.harness.paths import clear_errors
-from stages.harness.processes import described, dvc_at_work, end, orphans, stage_of
+from stages.harness.processes import (
+    described,
+    dvc_at_work,
+    end,
+    orphans,
+    orphans_of_others,
+    stage_of,
+)
 from stages.storage.conflict import refuse_unresolved
 
 PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
@@ -35,10 +44,9 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
         patience_s: to wait for a stage that is asked to end, until it is killed.
 
     Raises:
-        BlockingIOError: if a DVC is at work here.
+        BlockingIOError: if a DVC is at work here, or a stage that another user's DVC left.
         ValueError: if a merge of Git left a conflict in what DVC reads.
         PermissionError: if DVC could not write to its cache.
-        psutil.AccessDenied: if a stage that is left over is another user's.
     """
     deadline = time.monotonic() + SOON_S
     while (at_work := dvc_at_work(root)) and time.monotonic() < deadline:
@@ -54,6 +62,12 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
         say(f"{stage_of(process)}: a DVC that was killed left it running, {described(process)}")
         end(process, patience_s)
         say(f"process {process.pid} is ended; what it did is kept")
+    for process, folder in orphans_of_others(root):
+        raise BlockingIOError(
+            f"{described(process)} is at work in {folder}, and no DVC is over it: one that was "
+            f"killed may have left it running. It is theirs to end, or root's; then start again: "
+            f"what it did is kept\n  kill {process.pid}"
+        )
     (root / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # all who are named in it are dead
     for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
         if DVC_SCRATCH.fullmatch(path.name):
@@ -61,8 +75,9 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
     if mended := mend_lock_file(root / "dvc.lock"):
         committed, lost = mended
         say(
-            f"dvc.lock was cut short, and is whole again: {len(committed)} entries are those of "
-            f"the last commit, {len(lost)} are lost{': ' if lost else ''}{', '.join(lost)}. "
+            f"dvc.lock was cut short, and is whole again: from the last commit "
+            f"{counted(len(committed), 'entry', 'entries')}, lost {len(lost)}"
+            f"{': ' if lost else ''}{', '.join(lost)}. "
             "DVC compares all of them with the files, and makes what it misses"
         )
 

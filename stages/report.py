@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from stages.harness.counted import counted
 from stages.harness.files import replacing, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -101,7 +102,8 @@ def run(
         print(f"left over from other params, and not shown: {name}")
     for name in site.missing:
         print(f"missing: {name}")
-    print(f"{out / PAGE}: {pictures} pictures, {len(site.missing)} parts missing")
+    missing = counted(len(site.missing), "part")
+    print(f"{out / PAGE}: {counted(pictures, 'picture')}, {missing} missing")
     return site.missing
 
 

@@ -3,9 +3,9 @@
   python -m stages.resolve           put together dvc.lock and the reports that Git holds
   python -m stages.resolve --check   only look whether a merge left something; silent if not
 
-Both sides' runs are recorded in their dvc.lock. Of each stage, the record is kept whose params and
-inputs are those that the merge gave; the outs are checked out from DVC's cache. What neither side
-ran is left to `dvc repro`, and only that.
+Both sides' runs are recorded in their dvc.lock. Of each stage, the record is kept whose command,
+params and inputs are those that the merge gave; the outs are checked out from DVC's cache. What
+neither side ran is left to `dvc repro`, and only that.
 """
 
 import argparse
@@ -13,9 +13,11 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from stages.harness.paths import clear_errors
 from stages.storage.conflict import (
+    GRAPH,
     LOCK,
     WRITTEN_BY_HAND,
     conflicts,
@@ -54,7 +56,7 @@ def run(root: Path) -> None:
     outs = outs_of(ours) | outs_of(theirs)
     to_decide = {*WRITTEN_BY_HAND, *sides} - {LOCK, *outs}
     refuse_conflicts(root / name for name in sorted(to_decide))
-    merged = merge_locks(ours, theirs, AtHand(root))
+    merged = merge_locks(ours, theirs, AtHand(root, commands(root)))
     dump_yaml(str(root / LOCK), {"schema": "2.0", "stages": merged.stages})
     restore_reports(root, outs_of(merged.stages), sides)
     git(root, "add", "--", LOCK, *(path for path in sides if path in outs))
@@ -63,7 +65,24 @@ def run(root: Path) -> None:
             repo.checkout(allow_missing=True)
     except DvcException as error:  # an out that somebody edited; the next run makes it anew
         print(f"Outs are left as they are: {error}")
-    print(summary(merged))
+    print(summary(merged, is_rebase=is_rebase(root)))
+
+
+def commands(root: Path) -> dict[str, Any]:
+    """Read the command of each stage, with the params in it, as DVC records it."""
+    from dvc.parsing import DataResolver
+    from dvc.repo import Repo
+    from dvc.utils.serialize import load_yaml
+
+    with Repo(str(root)) as repo:
+        graph = DataResolver(repo, repo.root_dir, load_yaml(str(root / GRAPH))).resolve()
+    return {name: stage["cmd"] for name, stage in graph["stages"].items()}
+
+
+def is_rebase(root: Path) -> bool:
+    """Tell whether a rebase is under way; Git keeps its folder until the last commit is done."""
+    paths = git(root, "rev-parse", "--git-path", "rebase-merge", "--git-path", "rebase-apply")
+    return any((root / path).is_dir() for path in paths.decode().splitlines())
 
 
 def restore_reports(
@@ -94,18 +113,25 @@ def committed(root: Path, path: str) -> Iterator[bytes]:
             yield git(root, "show", f"{commit}:{path}")
 
 
-def summary(merged: Merged) -> str:
-    """Say what was taken from where, and what is next."""
+def summary(merged: Merged, *, is_rebase: bool) -> str:
+    """Say what was taken from where, and what is next.
+
+    Args:
+        merged: what came of both versions.
+        is_rebase: then what Git calls ours is the branch below, and theirs one's own commit.
+    """
     ours = len(merged.differing) - len(merged.theirs)
+    sides = ("the branch below", "the commit on top") if is_rebase else ("ours", "theirs")
     lines = [
         f"{LOCK}: {len(merged.stages):,} stages, {len(merged.differing):,} of them recorded "
-        f"differently; {ours:,} taken from ours, {len(merged.theirs):,} from theirs."
+        f"differently; {ours:,} taken from {sides[0]}, {len(merged.theirs):,} from {sides[1]}."
     ]
     if merged.stale:
         lines.append(f"Neither side ran, with what was merged: {', '.join(merged.stale)}.")
     lines.append(
         "Next: make pull, if the other side was run elsewhere and pushed; make run, which runs "
-        "what neither side ran, and no more; git add --all; git commit"
+        "what neither side ran, and no more; git add --all; "
+        f"{'git rebase --continue' if is_rebase else 'git commit'}"
     )
     return "\n".join(lines)
 

@@ -33,6 +33,7 @@ from stages.choice.rule import (
 )
 from stages.choice.scores import interval, read_scores, resampled_means, score_table
 from stages.choice.votes import agreement, are_connected, read_votes, resampled_strengths
+from stages.harness.counted import counted
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import Params, load_params
@@ -189,24 +190,28 @@ def _votes_evidence(
     remarks = []
     if ballot.problems:
         remarks.append(
-            f"{len(ballot.problems)} line(s) of votes not counted, the first: {ballot.problems[0]}."
+            f"{counted(len(ballot.problems), 'line')} of votes not counted, the first: "
+            f"{ballot.problems[0]}."
         )
         print("\n".join(ballot.problems))
     if not ballot.votes:
         return [], remarks
     if len(ballot.votes) < rule.min_votes:
         remarks.append(
-            f"{len(ballot.votes)} votes, fewer than select.rule.min_votes = {rule.min_votes}: "
-            "left aside."
+            f"{counted(len(ballot.votes), 'vote')}, fewer than select.rule.min_votes = "
+            f"{rule.min_votes}: left aside."
         )
         return [], remarks
     if not are_connected(ballot.votes, models):
-        remarks.append(f"{len(ballot.votes)} votes do not compare all candidates: left aside.")
+        remarks.append(
+            f"{counted(len(ballot.votes), 'vote')}, not enough to compare all candidates: "
+            "left aside."
+        )
         return [], remarks
     strengths, resampled = resampled_strengths(ballot.votes, models, rule.resamples, rule.seed)
     values = dict(zip(models, strengths.tolist(), strict=True))
     voters = len({vote.voter for vote in ballot.votes})
-    remarks.append(f"{len(ballot.votes)} votes counted, of {voters} voter(s).")
+    remarks.append(f"{counted(len(ballot.votes), 'vote')} counted, of {counted(voters, 'voter')}.")
     if agreed := agreement(ballot.votes):
         remarks.append(
             f"Voters agree in {agreed.share:.0%} of what two were asked alike "

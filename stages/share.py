@@ -22,9 +22,10 @@ from dvc.repo import Repo
 from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
+from stages.harness.lock_file import is_whole
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
-from stages.storage.conflict import refuse_unresolved
+from stages.storage.conflict import LOCK, refuse_unresolved
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
 from stages.storage.repair import repair
@@ -38,6 +39,7 @@ def pull(repo: Repo, place: Place) -> None:
 
     Raises:
         ValueError: if the remote lacks an object or has another under its name; each is named.
+            Or if nothing is recorded.
         DvcException: if DVC fails otherwise, as at a file here that it would have to overwrite.
     """
     hashed = {"remote": {place.name: {"verify": True}}}  # whatever the config says
@@ -50,6 +52,11 @@ def pull(repo: Repo, place: Place) -> None:
         failure = error
     cache = repo.cache.local
     wanted = recorded_objects(repo, [cache, place.objects])
+    if not wanted:
+        raise ValueError(
+            "dvc.lock records no outs, so there is nothing to pull. If others ran the recipe, get "
+            "the commit that holds their dvc.lock:\n  git pull\notherwise run it here:\n  make run"
+        )
     absent = [recorded for recorded in wanted if cached_size(cache, recorded) is None]
     faults = find_faults(place, cache, absent, "content") if absent else []
     if faults:
@@ -62,8 +69,10 @@ def pull(repo: Repo, place: Place) -> None:
         )
     if failure:
         raise failure
-    repo.checkout()
+    repo.checkout(allow_missing=True)  # for stages that nobody ran: no object is absent
     print(f"{place.address}: {len(wanted):,} objects are in place, hashed on arrival.")
+    if unrun := sorted({out.stage.addressing for out in repo.index.outs if not out.hash_info}):
+        print(f"dvc.lock records no run of {', '.join(unrun)}. Next: make run")
 
 
 def push(repo: Repo, place: Place, depth: Depth) -> None:
@@ -146,6 +155,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def refuse_cut_short(lock: Path) -> None:
+    """Stop at a dvc.lock that DVC cannot read.
+
+    Raises:
+        ValueError: if it is one; the message tells the way out.
+    """
+    if lock.exists() and not is_whole(lock.read_text("utf-8", errors="replace")):
+        raise ValueError(
+            f"{lock} is empty or cut short. To keep its entries that are whole, and to have the "
+            "others from the last commit:\n  .venv/bin/python -m stages.ready"
+        )
+
+
 def run(options: argparse.Namespace) -> None:
     """Do what a command line asks for.
 
@@ -154,6 +176,7 @@ def run(options: argparse.Namespace) -> None:
         OSError: if the remote fails.
     """
     refuse_unresolved(Path())
+    refuse_cut_short(Path(LOCK))
     try:
         with Repo() as repo:
             place = open_place(repo, options.remote)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from stages.diffusion.ancestry import made_from, read_parent
+from stages.harness.counted import counted
 from stages.harness.files import sha256_file, sha256_folder, sha256_json
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -121,7 +122,7 @@ def run(
     say(
         f"train {name}: validation loss {summary['start']:.5f} -> {summary['minimum']:.5f} "
         f"({summary['change_percent']:+.2f} %) at epoch {summary['epoch_of_minimum']} of "
-        f"{summary['epochs']}; {len(trained.weights)} checkpoints in {out}"
+        f"{summary['epochs']}; {counted(len(trained.weights), 'checkpoint')} in {out}"
     )
 
 

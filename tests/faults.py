@@ -1,4 +1,4 @@
-"""Kill `make run` and `dvc push` at random moments of the tiny recipe, and let them recover.
+"""Kill `make run` and `make push` at random moments of the tiny recipe, and let them recover.
 
 A round begins with nothing, in a folder of its own. At random moments of a download, a training
 run, a grid, a merge and others it kills DVC, the stage or both, and starts the one documented
@@ -12,12 +12,12 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ import psutil
 
 from stages.harness.files import sha256_file
 from stages.harness.processes import orphans, stage_of
+from tests.imports import ROOT
 from tests.tiny_recipe import RAN, TinyRecipe
 
 # A stage's module stays a dep; what it imports would make DVC's own work four times as long.
@@ -32,6 +33,9 @@ IMPORTED_DEP = re.compile(r"^ +- stages/\w+/.*\n", re.MULTILINE)
 KINDS = ("download", "train@", "grid_cells", "merge_")  # of stages that every round kills
 VICTIMS = ("dvc", "stage", "both")
 TELLS_OF_ITS_RUN = "drawn"  # below reports: what this run drew, not what is there
+MAKE = ("make", "--no-print-directory")
+OF_A_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS")
+INSTALLED = "requirements.installed"  # below .venv; the Makefile says what it is
 LIMIT_S = 3600.0  # for one command, on a machine however busy
 
 
@@ -49,14 +53,14 @@ class Kill:
 
 
 class Command:
-    """A DVC command under way."""
+    """A target of make under way."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         self.began: dict[str, float] = {}  # by stage, time.monotonic
         self.lines: list[str] = []
         self.words = words
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "dvc", *words],
+            [*MAKE, *words],
             cwd=folder,
             env=environment(),
             stdout=subprocess.PIPE,
@@ -82,19 +86,24 @@ class Command:
             time.sleep(0.01)
         return True
 
+    def programs(self) -> list[psutil.Process]:
+        """List what make runs just then, without the stages: DVC, or what is in its place."""
+        return [p for p in psutil.Process(self.process.pid).children(True) if not stage_of(p)]
+
     def kill(self, victim: str) -> None:
         """Kill DVC, the stage that runs just then, or both; DVC where no stage runs."""
-        dvc = psutil.Process(self.process.pid)
-        stages = [child for child in dvc.children() if stage_of(child)]
-        for process in {"dvc": [dvc], "stage": stages or [dvc], "both": [dvc, *stages]}[victim]:
-            process.send_signal(signal.SIGKILL)
+        dvc = self.programs()
+        stages = [child for program in dvc for child in program.children() if stage_of(child)]
+        for process in {"dvc": dvc, "stage": stages or dvc, "both": [*dvc, *stages]}[victim]:
+            with suppress(psutil.NoSuchProcess):  # it ended by itself, or with another
+                process.kill()
         self.process.wait(LIMIT_S)
 
     def finish(self) -> None:
         """Wait for its end, which must be a good one."""
         status, text = self.end()
         if status:
-            raise FaultError(f"dvc {' '.join(self.words)}: {text[-4000:]}")
+            raise FaultError(f"make {' '.join(self.words)}: {text[-4000:]}")
 
     def end(self) -> tuple[int, str]:
         """Wait for its end; give its exit status, and what it and the stages said."""
@@ -104,9 +113,11 @@ class Command:
 
 
 def environment() -> dict[str, str]:
-    """Give what DVC and the stages run in; bits of a sum depend on the number of threads."""
+    """Give what make runs in; bits of a sum depend on the number of threads."""
+    # Of a make that runs the tests, this one takes no options.
+    inherited = {name: text for name, text in os.environ.items() if name not in OF_A_MAKE}
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": programs, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+    return {**inherited, "PATH": programs, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def make_recipe(folder: Path) -> TinyRecipe:
@@ -114,8 +125,22 @@ def make_recipe(folder: Path) -> TinyRecipe:
     recipe = TinyRecipe(folder / "recipe")
     graph = recipe.folder / "dvc.yaml"
     graph.write_text(IMPORTED_DEP.sub("", graph.read_text("utf-8")), "utf-8")
+    (folder / "remote").mkdir()
     recipe.call("dvc", "remote", "add", "--default", "storage", "../remote")
+    for name in ("Makefile", "requirements.txt"):
+        shutil.copyfile(ROOT / name, recipe.folder / name)
+    lend_environment(recipe.folder)
     return recipe
+
+
+def lend_environment(folder: Path) -> None:
+    """Give a folder this environment as its own, so that make installs none."""
+    own = folder / ".venv"
+    own.mkdir()
+    for path in Path(sys.prefix).iterdir():
+        (own / path.name).symlink_to(path)
+    (own / INSTALLED).unlink(missing_ok=True)
+    shutil.copyfile(folder / "requirements.txt", own / INSTALLED)
 
 
 def copied(recipe: TinyRecipe, folder: Path) -> TinyRecipe:
@@ -127,16 +152,13 @@ def copied(recipe: TinyRecipe, folder: Path) -> TinyRecipe:
 
 
 def start(recipe: TinyRecipe, targets: Sequence[str]) -> Command:
-    """Begin as `make run` does."""
-    done = module(recipe.folder, "stages.ready")
-    if done.returncode:
-        raise FaultError(f"stages.ready: {done.stdout}{done.stderr}")
-    return Command(recipe.folder, "repro", *targets)
+    """Begin as a user does."""
+    return Command(recipe.folder, "run", f"ARGS={' '.join(targets)}")
 
 
-def module(folder: Path, name: str, *prefix: str) -> "subprocess.CompletedProcess[str]":
-    """Run a module to its end, perhaps through another program."""
-    command = [*prefix, sys.executable, "-m", name]
+def make(folder: Path, *words: str, by: Sequence[str] = ()) -> "subprocess.CompletedProcess[str]":
+    """Run a target of make to its end, perhaps through another program."""
+    command = [*by, *MAKE, *words]
     return subprocess.run(
         command, cwd=folder, env=environment(), capture_output=True, text=True, check=False
     )
@@ -196,6 +218,7 @@ def break_and_recover(begin: TinyRecipe, unbroken: Unbroken, moments: random.Ran
     for kill in unbroken.kills(moments):
         command = start(begin, unbroken.targets)
         if not command.waits_for(kill.stage):
+            command.finish()
             story.append(f"{kill.stage} was done before")  # an orphan had finished it
             continue
         time.sleep(kill.after_s)

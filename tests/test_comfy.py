@@ -116,7 +116,7 @@ def test_a_server_that_hangs_counts_as_lost(tmp_path: Path, start: Start) -> Non
 
 
 def test_when_all_are_lost_what_was_drawn_is_kept(tmp_path: Path, start: Start) -> None:
-    with pytest.raises(ConnectionError, match=r"11 cells are left.*start again"):
+    with pytest.raises(ConnectionError, match=r"not drawn: 11 cells, .*start again"):
         run(tmp_path, params_for(start(dies_after=6)))
     counts = run(tmp_path, params_for(start()))
     assert counts["drawn"] == 11

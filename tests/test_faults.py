@@ -1,7 +1,9 @@
 """Whatever is killed, full, shut or spoilt: one command later all is as it should be."""
 
+import getpass
 import os
 import random
+import re
 import shutil
 import stat
 import subprocess
@@ -12,15 +14,17 @@ from pathlib import Path
 import pytest
 
 from tests.faults import (
+    Command,
     Unbroken,
     break_and_recover,
     check,
     copied,
     made_files,
+    make,
     make_recipe,
-    module,
     start,
 )
+from tests.second_user import IS_AT_HAND, module_as_nobody, open_folder
 from tests.tiny_recipe import TinyRecipe
 
 # From the export to a chosen checkpoint, its grid and a merge of it: a stage of every kind.
@@ -91,8 +95,8 @@ def test_a_cache_that_is_read_only_is_told_before_the_work_and_nothing_changes(
     recipe = copied(unbroken.recipe, tmp_path / "copy")
     cache = recipe.folder / ".dvc/cache/files/md5"
     cache.chmod(0o555)
-    done = module(recipe.folder, "stages.ready", *BOUND)
-    assert done.returncode == 1
+    done = make(recipe.folder, "run", by=BOUND)
+    assert done.returncode
     assert f"{cache}: may not be written to" in done.stderr
     assert "dvc cache dir --local" in done.stderr
     assert made_files(recipe.folder) == unbroken.files
@@ -101,18 +105,34 @@ def test_a_cache_that_is_read_only_is_told_before_the_work_and_nothing_changes(
     check(recipe, unbroken)
 
 
-def test_the_second_of_two_users_in_one_tree_learns_who_is_at_work(
-    fresh: TinyRecipe, tmp_path: Path
-) -> None:
-    recipe = copied(fresh, tmp_path / "copy")
-    first = start(recipe, ["train@64"])
-    assert first.waits_for("train@64")
-    second = module(recipe.folder, "stages.ready")
-    first.finish()
-    assert second.returncode == 1
-    assert f"process {first.process.pid} (`python" in second.stderr
-    assert f"kill {first.process.pid}" in second.stderr
-    assert set(made_files(recipe.folder)) > {"data/images/00000.tar", "data/filtered.parquet"}
+def test_the_second_of_two_users_in_one_tree_learns_who_is_at_work(fresh: TinyRecipe) -> None:
+    with open_folder() as folder:
+        recipe = copied(fresh, folder / "copy")
+        recipe.folder.parent.chmod(0o755)
+        first = start(recipe, ["train@64"])
+        assert first.waits_for("train@64")
+        programs = {program.pid for program in first.programs()}
+        second = make_run_as_another(recipe.folder)
+        first.finish()
+        assert second.returncode
+        told = re.search(r"process (\d+) \(`python -m dvc repro.*\n  kill \1\n", second.stderr)
+        assert told
+        assert int(told[1]) in programs
+        assert set(made_files(recipe.folder)) > {"data/images/00000.tar", "data/filtered.parquet"}
+        if IS_AT_HAND:  # the tree is free now, but it is still the first one's
+            assert f", by {getpass.getuser()}, since" in second.stderr
+            alone = make_run_as_another(recipe.folder)
+            assert alone.returncode
+            assert "may not be written to" in alone.stderr
+
+
+def make_run_as_another(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Begin `make run` as another user, or as another terminal of one's own.
+
+    The other user may be unable to run this environment's Python: make's first command is then
+    run by itself.
+    """
+    return module_as_nobody(folder, "stages.ready") if IS_AT_HAND else make(folder, "run")
 
 
 def test_a_dvc_lock_that_was_cut_short_costs_no_training(
@@ -132,7 +152,9 @@ def test_spoilt_weights_that_nobody_has_are_trained_anew(
 ) -> None:
     """Though the scratch holds the spoilt file, too, under another name."""
     recipe = copied(unbroken.recipe, tmp_path / "copy")
-    shutil.rmtree(recipe.folder.parent / "remote")
+    remote = recipe.folder.parent / "remote"
+    shutil.rmtree(remote)
+    remote.mkdir()
     (weights,) = (recipe.folder / "models/train/64").glob("epoch_002*")
     (scratch,) = (recipe.folder / ".work/train/64").glob("*/weights/epoch_002*")
     same = [path for path in (recipe.folder / ".dvc/cache").rglob("*") if is_copy(path, weights)]
@@ -144,13 +166,13 @@ def test_spoilt_weights_that_nobody_has_are_trained_anew(
         file.seek(-1, os.SEEK_END)
         file.write(b"?")
     same[0].chmod(stat.S_IREAD)
-    done = module(recipe.folder, "stages.verify_cache")
-    assert done.returncode == 1
+    done = make(recipe.folder, "verify")
+    assert done.returncode
     assert "models/train/64/epoch_002.safetensors" in done.stderr
     command = start(recipe, unbroken.targets)
     command.finish()
     assert "train@64" in command.began
-    recipe.call("dvc", "push", "--quiet")
+    Command(recipe.folder, "push").finish()
     check(recipe, unbroken)
 
 
@@ -173,5 +195,5 @@ def test_a_full_disk_is_told_and_given_room_the_run_goes_on(
             assert any(words in said for words in FULL)
         resize(place, 4 * after)
         start(recipe, unbroken.targets).finish()
-        recipe.call("dvc", "push", "--quiet")
+        Command(recipe.folder, "push").finish()
         check(recipe, unbroken)

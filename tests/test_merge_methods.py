@@ -378,11 +378,11 @@ def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
     told = capsys.readouterr().out
     for words in (
         "5 tensors",
-        "1 keys are averages (EMA)",
+        "averages (EMA), for where the UNet is missing: 1 key\n",
         "position_ids are stored as F32, not as the integers that they are",
         "such as betas",
-        "1 tensors are F64, which is not merged",
-        "1 tensors are F8_E4M3, which is not merged",
+        "1 tensor of F64, which is not merged",
+        "1 tensor of F8_E4M3, which is not merged",
         "modelspec.title: Field",
         "x… (300)",
     ):

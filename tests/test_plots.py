@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from dvc_render.image import ImageRenderer
 from PIL import Image
 
 from stages import plots_page
+from stages.sheets.page_file import SUFFIX
 from tests.browser import headless, listen
 from tests.imports import ROOT
 
@@ -114,3 +116,12 @@ def test_a_package_that_is_missing_or_of_another_version_is_named(
         (package / "package.json").write_text(json.dumps({"name": "vega", "version": version}))
     with pytest.raises(error, match=words):
         plots_page.run(tmp_path)
+
+
+def test_dvc_draws_sheets_of_two_formats_and_the_params_say_of_which_not() -> None:
+    assert {suffix for suffix in SUFFIX.values() if suffix in ImageRenderer.EXTENSIONS} == {
+        ".png",
+        ".jpg",
+    }
+    for path in (ROOT / "params.yaml", *(ROOT / "profiles").glob("*.yaml")):
+        assert "`dvc plots diff` leaves out webp" in path.read_text("utf-8")

@@ -16,7 +16,9 @@ from stages import ready
 from stages.harness.cache_folder import cache_folder
 from stages.harness.lock_file import HEADER, entries, is_whole, mend_lock_file
 from stages.harness.processes import dvc_at_work, orphans
+from tests import second_user
 from tests.imports import ROOT
+from tests.shared_graph import SharedGraph
 
 # Starts a child in the environment of a stage and dies, as a killed DVC does.
 LEAVE_ALONE = """
@@ -44,6 +46,14 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 Path("child").write_text(str(child.pid))
 Path("listens").touch()
 time.sleep(60)
+"""
+HOLD_SCRATCH = """
+import time
+from pathlib import Path
+from stages.harness.scratch import exclusive, work_dir
+with exclusive(work_dir("train") / "64/abc"):
+    Path("listens").touch()
+    time.sleep(60)
 """
 HOLD = (
     "import fcntl, os; lock = open('.dvc/tmp/lock', 'w'); fcntl.flock(lock, fcntl.LOCK_EX); "
@@ -141,6 +151,73 @@ def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
         assert len(orphans(tree)) == 1
         ready.run(tree)
         assert orphans(tree) == []
+
+
+@pytest.mark.skipif(not second_user.IS_AT_HAND, reason="only root can be a second user, too")
+def test_a_stage_that_another_user_s_dvc_left_is_named_and_left_to_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whose environment one cannot read; the lock of its scratch tells who it is."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    with second_user.open_folder() as tree:
+        (tree / ".dvc/cache").mkdir(parents=True)
+        (tree / ".dvc/cache").chmod(0o777)
+        with left_over(tree, HOLD_SCRATCH) as stage:
+            wait_for(tree / "listens")
+            refused = second_user.module_as_nobody(tree, "stages.ready")
+            assert refused.returncode == 1
+            assert f"process {stage.pid} (`python" in refused.stderr
+            assert ", by root, since" in refused.stderr
+            assert f"is at work in {tree}/.work/train/64/abc" in refused.stderr
+            assert not is_gone(stage.pid)
+            ready.run(tree)
+            assert is_gone(stage.pid)
+        assert second_user.module_as_nobody(tree, "stages.ready").returncode == 0
+
+
+def test_a_stage_of_a_queued_experiment_is_ended_once_its_dvc_is_dead(tmp_path: Path) -> None:
+    """It works in a copy of the tree; DVC tells it the repository's own root."""
+    graph = SharedGraph(tmp_path.resolve() / "graph").make()
+    stages = f"stages: {{sleep: {{cmd: \"exec {sys.executable} -c '{SLEEP}'\", outs: [out]}}}}"
+    (graph.folder / "dvc.yaml").write_text(stages, "utf-8")
+    graph.commit("Sleep")
+    graph.call("dvc", "exp", "run", "--queue")
+    graph.call("sh", "-c", "dvc queue start > worker.log 2>&1")  # a pipe would wait for its end
+    deadline = time.monotonic() + 60
+    while not (found := stages_of(graph.folder)):
+        assert time.monotonic() < deadline, graph.call("dvc", "queue", "status")
+        time.sleep(0.05)
+    (stage,) = found
+    assert ".dvc/tmp/exps" in stage.cwd()
+    ready.run(graph.folder)
+    assert not is_gone(stage.pid)
+    dvc = stage.parent()
+    assert dvc
+    dvc.kill()
+    wait_until_gone(dvc)
+    ready.run(graph.folder)
+    assert is_gone(stage.pid)
+    graph.call("dvc", "queue", "stop", "--kill")
+
+
+def stages_of(root: Path) -> list[psutil.Process]:
+    """Find the processes that work for a stage of a repository."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+        except psutil.Error:
+            continue
+        if environment.get("DVC_ROOT") == str(root) and "DVC_STAGE" in environment:
+            found.append(process)
+    return found
+
+
+def wait_until_gone(process: psutil.Process) -> None:
+    deadline = time.monotonic() + 30
+    while not is_gone(process.pid):
+        assert time.monotonic() < deadline, f"{process} lives"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("lock", ["lock", "rwlock"])

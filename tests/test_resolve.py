@@ -100,6 +100,65 @@ def test_with_the_params_of_theirs_their_run_is_put_in_place(merging: SharedGrap
     assert is_settled(merging)
 
 
+def test_a_run_by_another_command_is_not_taken(branches: SharedGraph, tmp_path: Path) -> None:
+    """Params and inputs of both sides are equal; what they ran is not."""
+    graph = branches.clone(tmp_path / "mine")
+    graph.call("dvc", "cache", "dir", "--local", str(branches.folder / ".dvc/cache"))
+    graph.call("dvc", "checkout", "--quiet")
+    graph.git("switch", "--quiet", "--create", "words")
+    replace(graph.folder / "dvc.yaml", "wc -c", "wc -w")
+    graph.call("dvc", "repro")
+    graph.commit("Words")
+    graph.git("switch", "--quiet", "main")
+    replace(graph.folder / "dvc.yaml", 'files": 3', 'files": 3, "folders": 1')
+    graph.call("dvc", "repro")
+    graph.commit("Folders")
+    (graph.folder / "ran").unlink()
+    assert graph.attempt("git", "merge", "--quiet", "words").returncode != 0
+    graph.git("checkout", "--quiet", "--theirs", "dvc.yaml")
+    said = graph.call(*RESOLVE)
+    assert "1 of them recorded differently; 0 taken from ours, 1 from theirs" in said
+    assert "Neither side ran" not in said
+    graph.call("dvc", "repro")
+    assert graph.ran() == []
+    assert (graph.folder / "count").read_text("utf-8").split() == ["10"]  # words
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text("utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("params", "taken", "leaf"),
+    [
+        ({"leaves": 2222, "counting": "bytes"}, "2 taken from the branch below, 0", "2222"),
+        ({"leaves": 1, "counting": "letters"}, "0 taken from the branch below, 2", "1"),
+    ],
+    ids=["below", "on top"],
+)
+def test_a_rebase_is_put_together_as_a_merge_is(
+    branches: SharedGraph, tmp_path: Path, params: dict[str, object], taken: str, leaf: str
+) -> None:
+    """What Git calls ours is then the branch that one's own commits are put on."""
+    shutil.copytree(branches.folder, tmp_path / "mine")
+    graph = SharedGraph(tmp_path / "mine")
+    graph.git("switch", "--quiet", "other")
+    graph.call("dvc", "checkout", "--quiet")
+    (graph.folder / "ran").unlink()
+    assert graph.attempt("git", "rebase", "--quiet", "main").returncode != 0
+    said = resolve(graph, **params)
+    assert f"{taken} from the commit on top" in said
+    assert said.endswith("git rebase --continue\n")
+    assert (graph.folder / "tree/1").read_text("utf-8") == f"leaf 1 of {leaf}"
+    graph.call("dvc", "repro")
+    assert graph.ran() == []
+    graph.git("add", "--all")
+    graph.git("-c", "core.editor=true", "rebase", "--continue")
+    assert "up to date" in graph.call("dvc", "status")
+
+
 def test_their_runs_come_from_a_remote_where_the_cache_lacks_them(
     branches: SharedGraph, merging: SharedGraph, tmp_path: Path
 ) -> None:
@@ -203,13 +262,14 @@ def test_our_own_lock_fits_what_it_was_made_of(tmp_path: Path) -> None:
         for key, value in entry.get("params", {}).get("params.yaml", {}).items()
     }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(nested(params)), encoding="utf-8")
-    merged = merge_locks(recorded, recorded, AtHand(tmp_path))
+    commands = {name: entry["cmd"] for name, entry in recorded.items()}
+    merged = merge_locks(recorded, recorded, AtHand(tmp_path, commands))
     assert merged.differing == merged.stale == ()
     other = json.loads(json.dumps(recorded))
     other["train@64"]["params"]["params.yaml"]["train.64"]["learning_rate"] = 1.0
     other["train@64"]["outs"][0]["md5"] = "0" * 32 + ".dir"
     for versions in ((recorded, other), (other, recorded)):
-        merged = merge_locks(*versions, AtHand(tmp_path))
+        merged = merge_locks(*versions, AtHand(tmp_path, commands))
         assert merged.stages["train@64"] == recorded["train@64"]
         assert merged.stale == ()
 

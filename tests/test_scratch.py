@@ -1,4 +1,7 @@
 import os
+import platform
+import pwd
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 from stages.harness.scratch import exclusive, work_dir
 from tests.imports import ROOT
 
+USER_AND_HOST = f"{pwd.getpwuid(os.geteuid()).pw_name} on {platform.node()}"
 HOLD = """
 import sys
 from stages.harness.scratch import exclusive, work_dir
@@ -17,12 +21,13 @@ with exclusive(work_dir("train")):
 """
 
 
-def start(root: Path) -> "subprocess.Popen[str]":
-    """Let a process take a folder of scratch and keep it until it is written to."""
+def start(root: Path, copy: Path) -> "subprocess.Popen[str]":
+    """Let a queued experiment take a folder of scratch and keep it until it is written to."""
+    copy.mkdir(parents=True)
     return subprocess.Popen(
         [sys.executable, "-c", HOLD],
-        env={**os.environ, "DVC_ROOT": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
-        cwd=ROOT,
+        env={**os.environ, "DVC_ROOT": str(root), "PYTHONPATH": str(ROOT)},
+        cwd=copy,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -41,23 +46,20 @@ def test_a_queued_experiment_has_the_scratch_of_its_repository(
 
 
 def test_a_queued_experiment_waits_for_the_one_that_does_the_same(tmp_path: Path) -> None:
-    copies = tmp_path / ".dvc/tmp/exps"
-    with start(copies / "tmp1") as first:
+    copies = tmp_path / ".dvc/tmp/exps"  # DVC names the repository's root to both
+    with start(tmp_path, copies / "tmp1") as first:
         assert first.stdout
         assert first.stdout.readline() == "holds it\n"
-        with start(copies / "tmp2") as second:
+        with start(tmp_path, copies / "tmp2") as second:
             assert second.stderr
             line = second.stderr.readline()
             first.communicate("\n")
             assert second.communicate("\n")[0] == "holds it\n"
-    assert f"process {first.pid} is still at work here; waiting for it" in line
+    assert f"process {first.pid} ({USER_AND_HOST}) is still at work here; waiting for it" in line
     assert (first.returncode, second.returncode) == (0, 0)
 
 
-def test_a_run_that_another_process_does_is_refused(tmp_path: Path) -> None:
-    with (
-        exclusive(tmp_path),
-        pytest.raises(BlockingIOError, match=f"process {os.getpid()} is still at work here"),
-        exclusive(tmp_path),
-    ):
+def test_a_run_that_another_process_does_is_refused_and_its_user_named(tmp_path: Path) -> None:
+    who = re.escape(f"process {os.getpid()} ({USER_AND_HOST}) is still at work here")
+    with exclusive(tmp_path), pytest.raises(BlockingIOError, match=who), exclusive(tmp_path):
         pass

@@ -191,7 +191,7 @@ def test_votes_come_before_scores_and_scores_before_losses(
     choosing.votes = make_votes(tmp_path / "votes", wins, ties=3)
     report = choosing.one(names)
     assert (report["choice"], report["by"]) == ("epoch_030", "votes")
-    assert "66 votes counted, of 1 voter" in report["reason"]
+    assert "66 votes counted, of 1 voter." in report["reason"]
     assert report["is_clear"] is True
 
 
@@ -277,7 +277,7 @@ def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
     choosing.votes = make_votes(tmp_path / "votes", [("b", "a", 50)])
     report = choosing.one(["a", "b", "c"])
     assert report["choice"] == "a"
-    assert "do not compare all candidates" in report["reason"]
+    assert "not enough to compare all candidates" in report["reason"]
     choosing.votes = tmp_path / "nobody voted.csv"
     assert choosing.one(["a", "b", "c"])["choice"] == "a"
 

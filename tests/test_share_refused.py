@@ -54,6 +54,59 @@ def test_without_a_remote_one_is_told_how_to_add_it(graph: SharedGraph, act: str
     assert "dvc remote add --default storage s3://BUCKET/FOLDER" in error
 
 
+def with_store(graph: SharedGraph, folder: Path) -> SharedGraph:
+    """Clone a graph, push what it made to a folder, and let the clone know of it."""
+    clone = graph.clone(folder / "clone")
+    (folder / "store").mkdir()
+    for one in (graph, clone):
+        config = f"[core]\nremote = storage\n['remote \"storage\"']\nurl = {folder / 'store'}\n"
+        (one.folder / ".dvc/config.local").write_text(config, encoding="utf-8")
+    pushed = graph.share("push")
+    assert pushed.returncode == 0, pushed.stderr
+    return clone
+
+
+def test_without_a_lock_there_is_nothing_to_pull_by(graph: SharedGraph, tmp_path: Path) -> None:
+    clone = with_store(graph, tmp_path)
+    (clone.folder / "dvc.lock").unlink()
+    done = clone.share("pull")
+    assert done.returncode != 0
+    assert "dvc.lock records no outs, so there is nothing to pull" in done.stderr
+    assert "\n  git pull\n" in done.stderr
+    assert "\n  make run\n" in done.stderr
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("size", [0, 200])
+def test_a_lock_that_is_empty_or_cut_is_named_with_what_mends_it(
+    graph: SharedGraph, tmp_path: Path, act: str, size: int
+) -> None:
+    clone = with_store(graph, tmp_path)
+    lock = clone.folder / "dvc.lock"
+    whole = lock.read_text("utf-8")
+    lock.write_text(whole[:size], encoding="utf-8")
+    done = clone.share(act)
+    assert done.returncode != 0
+    assert "dvc.lock is empty or cut short" in done.stderr
+    assert "\n  .venv/bin/python -m stages.ready\n" in done.stderr
+    clone.call("python", "-m", "stages.ready")
+    assert lock.read_text("utf-8") == whole
+    assert clone.share("pull").returncode == 0
+
+
+def test_what_was_run_is_pulled_and_what_was_not_is_named(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    clone = with_store(graph, tmp_path)
+    more = "  more:\n    cmd: echo 1 > more\n    outs: [more]\n"
+    path = clone.folder / "dvc.yaml"
+    path.write_text(path.read_text("utf-8") + more, encoding="utf-8")
+    done = clone.share("pull")
+    assert done.returncode == 0, done.stderr
+    assert "dvc.lock records no run of more. Next: make run" in done.stdout
+    assert (clone.folder / "tree/1").read_text("utf-8") == "leaf 1 of 1"
+
+
 def test_an_unknown_remote_is_named_with_the_known_ones(graph: SharedGraph, tmp_path: Path) -> None:
     refusal(graph, "pull", str(tmp_path / "away"))
     done = graph.share("pull", "--remote", "attic")

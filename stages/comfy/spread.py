@@ -10,6 +10,7 @@ from PIL import Image
 from stages.comfy.server import PictureError, Server
 from stages.comfy.workflow import Workflow
 from stages.drawing.cell import Cell
+from stages.harness.counted import counted
 
 Done = Callable[[str, Cell, Image.Image | Exception], None]
 IDLE_S = 0.05
@@ -68,8 +69,8 @@ async def _draw(
         await asyncio.gather(*(_serve(server, workflow, work, done) for server in open_ones))
     if work.waiting:
         raise ConnectionError(
-            f"{len(work.waiting):,} cells are left, and every server that could draw them is lost: "
-            f"{'; '.join(work.lost)}. What was drawn is kept; start again"
+            f"not drawn: {counted(len(work.waiting), 'cell')}, for all servers that could are "
+            f"lost: {'; '.join(work.lost)}. What was drawn is kept; start again"
         )
     for said in work.lost:
         done_without(said)

@@ -11,6 +11,7 @@ from stages.diffusion.encode import Examples, encode_examples
 from stages.diffusion.model import Models
 from stages.diffusion.ranks import Ranks
 from stages.diffusion.train_params import PRECISIONS, TrainParams
+from stages.harness.counted import counted
 from stages.harness.files import replacing, sha256_json
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive
@@ -72,7 +73,7 @@ def encode_once(
             )
             progress.close()
             if cut:
-                say(f"{side}: {cut:,} captions were too long for the text encoder; cut")
+                say(f"{side}: cut to what the text encoder reads: {counted(cut, 'caption')}")
             ranks.wait()
             if ranks.is_first:
                 with replacing(done) as partial:

@@ -17,6 +17,7 @@ from stages.diffusion.single_file import (
     normal_keys,
     other_file,
 )
+from stages.harness.counted import counted
 
 FLOATS = ("F32", "F16", "BF16")
 READABLE = (*FLOATS, "I64")
@@ -76,17 +77,19 @@ def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
     """Tell what a file holds besides weights that are merged, and what hinders a merge."""
     notes = []
     if averages := [key for key in tensors if key.startswith("model_ema.")]:
-        notes.append(f"{len(averages):,} keys are averages (EMA): used where the UNet is missing")
+        notes.append(
+            f"averages (EMA), for where the UNet is missing: {counted(len(averages), 'key')}"
+        )
     if entry := tensors.get(POSITION_IDS):
         sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
         notes.append(f"position_ids are stored as {entry.dtype}{sound}")
     if is_stable_diffusion(tensors):
         read = set(normal_keys(tensors).values())
         if unread := [key for key in tensors if key not in read and key not in averages]:
-            notes.append(f"{len(unread):,} keys are left out of merges, such as {unread[0]}")
+            notes.append(f"left out of merges: {counted(len(unread), 'key')}, such as {unread[0]}")
     for dtype, count in sorted(Counter(entry.dtype for entry in tensors.values()).items()):
         if dtype not in READABLE:
-            notes.append(f"{count:,} tensors are {dtype}, which is not merged: {CONVERT}")
+            notes.append(f"{counted(count, 'tensor')} of {dtype}, which is not merged: {CONVERT}")
     return notes
 
 

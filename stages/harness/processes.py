@@ -5,6 +5,7 @@ name the processes that hold them, even after their death.
 """
 
 import fcntl
+import os
 import re
 import time
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 import psutil
 
 READER_OR_WRITER = re.compile(r'"pid": (\d+)')  # in .dvc/tmp/rwlock
+HOLDER = re.compile(r"(\d+) \(.+ on (.+)\)")  # in a lock of scratch: process, user, machine
+SCRATCH_LOCKS = ("*/lock", "*/*/lock", "*/*/*/lock")  # below .work
 POLL_S = 0.05
 
 
@@ -58,6 +61,28 @@ def _is_held(path: Path) -> bool:
 def orphans(root: Path) -> list[psutil.Process]:
     """Find stages of a working tree whose DVC is dead; of a stage's processes the topmost."""
     return [process for process in psutil.process_iter() if _is_orphan(process, root)]
+
+
+def orphans_of_others(root: Path) -> Iterator[tuple[psutil.Process, Path]]:
+    """Find other users' processes that hold scratch of a working tree though their DVC is dead.
+
+    Their environment is not ours to read, but the locks that they hold are. A stage that works
+    without scratch is not found; it is short.
+
+    Yields:
+        Each process, and the folder that it holds.
+    """
+    for pattern in SCRATCH_LOCKS:
+        for lock in (root / ".work").glob(pattern):
+            try:
+                named = HOLDER.fullmatch(lock.read_text("utf-8")) if _is_held(lock) else None
+                if named and named[2] == os.uname().nodename:
+                    process = psutil.Process(int(named[1]))
+                    is_attended = any(map(_is_dvc, process.parents()))
+                    if process.uids().real != os.getuid() and not is_attended:
+                        yield process, lock.parent
+            except (psutil.Error, PermissionError):
+                continue
 
 
 def stage_of(process: psutil.Process) -> str | None:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import pwd
 import shutil
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,21 @@ def work_dir(stage: str = "") -> Path:
 
 def _dvc_root() -> str:
     return os.environ.get("DVC_ROOT", ".")
+
+
+def _is_experiment() -> bool:
+    """Tell whether DVC runs this in a copy of the tree; DVC_ROOT is the repository's even there."""
+    return COPIES in Path.cwd().as_posix()
+
+
+def _this_process() -> str:
+    """Say who holds a folder, to another user or on another machine, too."""
+    user = os.geteuid()
+    try:
+        name = pwd.getpwuid(user).pw_name
+    except KeyError:  # as in a container that was given a number
+        name = f"user {user}"
+    return f"{os.getpid()} ({name} on {os.uname().nodename})"
 
 
 @contextmanager
@@ -44,7 +60,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
         except BlockingIOError:
             lock.seek(0)
             holder = f"{folder}: process {lock.read().strip() or '(unknown)'} is still at work here"
-            if not wait and COPIES not in _dvc_root():
+            if not wait and not _is_experiment():
                 raise BlockingIOError(
                     f"{holder}, perhaps left over from a run that was killed. Wait for it, or end "
                     "it, and start again: what it did is kept"
@@ -52,7 +68,7 @@ def exclusive(folder: Path, *, wait: bool = False) -> Iterator[None]:
             sys.stderr.write(f"{holder}; waiting for it\n")
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(_this_process())
         lock.flush()
         yield
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
@@ -25,10 +24,10 @@ from stages.page.samples import (
     pick_samples,
     read_split,
 )
+from stages.page.template import open_template
 from stages.page.tournament import draw_tournament
 from stages.page.viewer import VIEWER, write_viewer
 
-TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
 PICTURES = "pictures"
 MEASURES = ("votes", "score", "validation_loss")  # of a candidate, in the order of the rule
@@ -242,14 +241,7 @@ def missing_parts(site: Site, params: Mapping[str, Any]) -> Iterable[str]:
 
 def render(site: Site) -> str:
     """Fill the template; all text is escaped but the curves, which are ours."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
+    filters = {
         "count": lambda number: f"{number:,}",
         "percent": lambda share: f"{100 * share:.1f} %" if share < 0.9995 else "100 %",
         "change": lambda percent: f"{percent:+.2f}".replace("-", "\N{MINUS SIGN}"),
@@ -259,11 +251,8 @@ def render(site: Site) -> str:
         "words": lambda name: str(name).replace("_", " "),
         "anchor": _plain,
     }
-    environment.globals["measures"] = measures
-    text: str = environment.get_template("page.html.j2").render(
-        site=site, hashes=HASHES, viewer=VIEWER
-    )
-    return text
+    template = open_template("page.html.j2", filters)
+    return template.render(site=site, hashes=HASHES, viewer=VIEWER, measures=measures)
 
 
 def measures(report: Json) -> list[str]:

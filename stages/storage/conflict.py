@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 LOCK = "dvc.lock"
-WRITTEN_BY_HAND = ("params.yaml", "dvc.yaml")  # of what DVC reads
+GRAPH = "dvc.yaml"
+WRITTEN_BY_HAND = ("params.yaml", GRAPH)  # of what DVC reads
 SIDES = {"2": "ours", "3": "theirs"}  # as the index numbers them
 
 

@@ -20,11 +20,17 @@ class Merged:
 
 
 class AtHand:
-    """The params and files in the working tree, as a stage's record speaks of them."""
+    """The commands, params and files in the working tree, as a stage's record speaks of them."""
 
-    def __init__(self, root: Path) -> None:
-        """Read nothing yet."""
+    def __init__(self, root: Path, commands: Mapping[str, Any]) -> None:
+        """Read no file yet.
+
+        Args:
+            root: of the repository.
+            commands: of dvc.yaml by stage, with params put in, as DVC would record them.
+        """
         self.root = root
+        self.commands = commands
         self._values: dict[str, Any] = {}
         self._md5: dict[str, str | None] = {}
 
@@ -54,7 +60,7 @@ def md5_file(path: Path) -> str:
 
 
 def merge_locks(ours: Mapping[str, Entry], theirs: Mapping[str, Entry], at_hand: AtHand) -> Merged:
-    """Choose of each stage's two records the one of a run with the params and inputs at hand.
+    """Choose of each stage's two records the one of a run with what is at hand.
 
     Inputs that other stages make are those of the records chosen for them, so a choice may turn
     others; it settles, for it follows the graph. Where neither record fits, ours stays, and DVC
@@ -62,7 +68,7 @@ def merge_locks(ours: Mapping[str, Entry], theirs: Mapping[str, Entry], at_hand:
 
     Args:
         ours, theirs: entries of dvc.lock by stage.
-        at_hand: the params and sources after the merge.
+        at_hand: commands, params and sources after the merge.
     """
     chosen = {**theirs, **ours}
     differing = [name for name in chosen if ours.get(name) != theirs.get(name)]
@@ -71,7 +77,7 @@ def merge_locks(ours: Mapping[str, Entry], theirs: Mapping[str, Entry], at_hand:
         made = outs_of(chosen)
         turned = False
         for name in both:
-            fitting = [e for e in (ours[name], theirs[name]) if fits(e, made, at_hand)]
+            fitting = [e for e in (ours[name], theirs[name]) if fits(name, e, made, at_hand)]
             entry = fitting[0] if fitting else ours[name]
             turned |= entry is not chosen[name]
             chosen[name] = entry
@@ -82,7 +88,7 @@ def merge_locks(ours: Mapping[str, Entry], theirs: Mapping[str, Entry], at_hand:
         stages=chosen,
         differing=tuple(differing),
         theirs=tuple(name for name in differing if chosen[name] is theirs.get(name)),
-        stale=tuple(name for name in chosen if not fits(chosen[name], made, at_hand)),
+        stale=tuple(name for name in chosen if not fits(name, chosen[name], made, at_hand)),
     )
 
 
@@ -91,15 +97,18 @@ def outs_of(stages: Mapping[str, Entry]) -> dict[str, str]:
     return {out["path"]: out["md5"] for entry in stages.values() for out in entry.get("outs", [])}
 
 
-def fits(entry: Entry, made: Mapping[str, str], at_hand: AtHand) -> bool:
-    """Tell whether a stage's record is that of a run with these inputs and params.
+def fits(name: str, entry: Entry, made: Mapping[str, str], at_hand: AtHand) -> bool:
+    """Tell whether a stage's record is that of a run with this command, these inputs and params.
 
     Args:
+        name: of the stage; one that dvc.yaml no longer has may have any command.
         entry: the record.
         made: hashes of what other stages make, by path.
-        at_hand: the params, and the files that no stage makes. Folders that no stage makes are
-            taken as equal: DVC will look.
+        at_hand: the commands, the params, and the files that no stage makes. Folders that no
+            stage makes are taken as equal: DVC will look.
     """
+    if entry["cmd"] != at_hand.commands.get(name, entry["cmd"]):
+        return False
     for dep in entry.get("deps", []):
         present = made.get(dep["path"]) or at_hand.md5(dep["path"])
         if present and present != dep["md5"]:
