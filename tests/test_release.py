@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -270,6 +271,33 @@ def test_a_forbidden_model_inside_somebody_elses_merge_stops_the_release(winner:
     )
     with pytest.raises(ValueError, match=r"'hidden'.*named by the program that merged one of the"):
         release(out, hidden=forbidding)
+
+
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ('{"ab": {"name": "hidden.ckpt"}}', r"'hidden.ckpt' \(sd_merge_models names it by 'ab'"),
+        ('["hidden.ckpt"]', "sd_merge_models is no JSON object"),
+        ("hidden.ckpt", "sd_merge_models is no JSON object"),
+        ('{"null": 7}', "sd_merge_models names it by 'null'"),
+    ],
+)
+def test_what_nobody_can_read_of_somebody_elses_merge_stops_the_release_until_it_is_licensed(
+    winner: Path, models: str, words: str
+) -> None:
+    y = write(winner.parent / "y.safetensors", 8, {"sd_merge_models": models})
+    out = winner.parent / "again.safetensors"
+    merge_files({"y": y}, "y", out, "float16")
+    with pytest.raises(ValueError, match=words) as refusal:
+        release(out)
+    digits = re.findall(r"\b[0-9a-f]{64}\b", str(refusal.value))
+    assert len(digits) == 1
+    licensed = replace(
+        ingredients(winner.parent)["general"], path="no/such/file", sha256=digits[0].upper()
+    )
+    assert release(out, hidden=licensed).is_file()
+    with pytest.raises(ValueError, match=r"may not be merged.*'hidden'"):
+        release(out, hidden=replace(licensed, merging_allowed=False))
 
 
 def test_a_source_without_a_licence_stops_the_release(winner: Path) -> None:
