@@ -23,7 +23,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_lineage, read_parent
+from stages.diffusion.ancestry import (
+    RECIPE,
+    Ancestor,
+    Lineage,
+    made_from,
+    read_lineage,
+    read_parent,
+)
+from stages.diffusion.digests import TENSORS_HASH
 from stages.diffusion.evidence import Evidence
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
@@ -32,6 +40,7 @@ from stages.diffusion.model import load_models, save_single_file, write_single_f
 from stages.diffusion.modelspec import ReleaseParams, prediction_type
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
+from stages.merge import main as merge_main
 from stages.release import main, run
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -478,6 +487,51 @@ def test_the_card_names_what_another_program_merged(winner: Path) -> None:
     merge_files({"y": y}, "y", out, "float16")
     card = release(out).with_suffix(".md").read_text()
     assert "Named by the program that merged one of the inputs:\n\n- **hidden.ckpt** (abab" in card
+
+
+def test_a_stranger_s_words_stay_words_in_the_card_and_in_verify(
+    winner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "a|b <script>x</script> [here](https://evil.example) www.evil.example `code`"
+    recipe = {"type": "webui-supermerger", "weights_alpha": "`|`", "multiplier": None}
+    models = {"ab" * 32: {"name": evil, "sd_merge_recipe": recipe}, "no hash": {"name": evil}}
+    metadata = {"sd_merge_models": json.dumps(models), "sd_merge_recipe": json.dumps(recipe)}
+    y = write(winner.parent / "y.safetensors", 8, metadata)
+    out = winner.parent / "cocktail.safetensors"
+    merge_files({"y": y}, "y", out, "float16")
+    entry = json.dumps({"no hash": {"name": evil}})
+    known = replace(
+        ingredients(winner.parent)["general"],
+        path="no/such/file",
+        sha256=sha256(entry.encode()).hexdigest(),
+    )
+    path = release(out, strange=known)
+    card = path.with_suffix(".md").read_text()
+    assert r"a|b \<script\>x\</script\> \[here\](https\://evil.example) www\.evil.exam" in card
+    for words in ("<script", "[here]", "https://evil", "www.evil"):
+        assert not re.search(rf"(?<!\\){re.escape(words)}", card), words
+    assert "by another program: `` {" in card
+    assert '"type": "webui-supermerger"' in card
+    main(["verify", str(path)])
+    assert '"type": "webui-supermerger"' in capsys.readouterr().out
+    merge_main(["inspect", str(path)])
+    assert "by another program: {" in capsys.readouterr().out
+
+
+def test_a_recipe_without_a_dtype_is_released_and_one_without_inputs_is_refused(
+    winner: Path,
+) -> None:
+    header = read_header(winner)
+    recipe = json.loads(header.metadata[RECIPE])
+    del recipe["dtype"]
+    del header.metadata[TENSORS_HASH]
+    write(winner, 1, {**header.metadata, RECIPE: json.dumps(recipe)})
+    found = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
+    assert found["save_as_half"] is False
+    del recipe["inputs"]["x"]
+    write(winner, 1, {**header.metadata, RECIPE: json.dumps(recipe)})
+    with pytest.raises(ValueError, match="have no inputs"):
+        release(winner)
 
 
 def test_a_baked_vae_and_an_inpainting_model_are_told_in_a1111_s_keys(winner: Path) -> None:

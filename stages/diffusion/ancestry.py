@@ -29,6 +29,7 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 # Beyond these no file was made in earnest, and whoever walks it would run out of stack.
 MAX_GENERATIONS = 200
 MAX_NESTING = 100  # of JSON
+SHOWN_CHARS = 200  # of another program's recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,15 @@ class Ancestor:
     epoch: str | None = None  # of a trained file
     sd_merge_recipe: Any = None  # as A1111 or another program wrote it; its text if it is no JSON
     unreadable: str | None = None  # why nobody can tell what this is; its SHA-256 is of the text
+
+    @property
+    def foreign(self) -> str:
+        """Show what another program told of it, the beginning of it at least; empty if nothing."""
+        told = self.unreadable or self.sd_merge_recipe
+        if not told:
+            return ""
+        text = told if isinstance(told, str) else json.dumps(told)
+        return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 @dataclass(frozen=True, slots=True)
