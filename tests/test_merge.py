@@ -342,6 +342,22 @@ def test_any_architecture_is_merged_by_its_own_keys(tmp_path: Path) -> None:
     assert merged(inputs, "0.5*a + 0.5*b")["layers.0"].tolist() == [[5.5, 11.0], [16.5, 22.0]]
 
 
+def test_sd2_keeps_its_text_projection_unless_a_file_came_without(tmp_path: Path) -> None:
+    projection, scale = (f"cond_stage_model.model.{n}" for n in ("text_projection", "logit_scale"))
+    bare = {KEY: A, "cond_stage_model.model.ln_final.bias": torch.ones(2)}
+    whole = {**bare, projection: A, scale: torch.tensor(4.0)}
+    inputs = {n: write(tmp_path / f"{n}.safetensors", whole) for n in "ab"}
+    found = merged(inputs, "0.5*a + 0.5*b")
+    assert found.keys() == whole.keys()
+    assert torch.equal(found[projection], A)
+    assert found[scale].item() == 4.0
+    inputs["vae"] = write(tmp_path / "vae.safetensors", {"decoder.conv_in.bias": torch.ones(2)})
+    assert projection in merged(inputs, "parts(0.5*a + 0.5*b, vae=vae)")
+    converted = write(tmp_path / "converted.safetensors", bare)
+    for first, second in ((inputs["a"], converted), (converted, inputs["a"])):
+        assert merged({"a": first, "b": second}, "0.5*a + 0.5*b").keys() == bare.keys()
+
+
 # What the new file tells
 
 
