@@ -146,6 +146,19 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
         raise OSError(errno.ENOSPC, "No room for the new file", str(out))
 
 
+def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:
+    """Refuse to write the report over the new file or one that is read, before the work.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    others = {"the new file": out, **{f"the input {name!r}": p for name, p in inputs.items()}}
+    for what, path in others.items():
+        is_there = report.exists() and path.exists()
+        if report.samefile(path) if is_there else report.resolve() == path.resolve():
+            raise ValueError(f"{report}: --report would replace {what}. Write to another file")
+
+
 def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
     for line in described(path):
@@ -169,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.dtype:
             recipe = replace(recipe, dtype=options.dtype)
         recipe, inputs = flattened(recipe, given or recipe.files(), options.params)
+        if options.report:
+            check_report(options.report, options.out, inputs)
         if options.dry_run:
             dry_run(recipe, inputs, options.out)
             return

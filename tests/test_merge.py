@@ -721,6 +721,19 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
             merge_files(inputs, "a + b - c", out, "float16")
 
 
+@pytest.mark.parametrize("what", ["a", "out"])
+def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
+    inputs = abc(tmp_path)
+    (tmp_path / "out.safetensors").write_bytes(b"older")
+    (tmp_path / "link").symlink_to(tmp_path / f"{what}.safetensors")
+    before = (tmp_path / f"{what}.safetensors").read_bytes()
+    out = f"--out={tmp_path / 'out.safetensors'}"
+    report = f"--report={tmp_path / 'link'}"
+    with pytest.raises(SystemExit, match="--report would replace the"):
+        main(["--expression", "a", f"a={inputs['a']}", out, report])
+    assert (tmp_path / f"{what}.safetensors").read_bytes() == before
+
+
 def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -> None:
     inputs = abc(tmp_path)
     os.mkfifo(tmp_path / "pipe.safetensors")
