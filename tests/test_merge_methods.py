@@ -234,6 +234,17 @@ def test_dare_drops_the_same_elements_each_time_and_others_in_other_tensors(tmp_
     assert not torch.equal(load_file(out)[KEYS[0]], tensors[KEYS[0]])
 
 
+def test_what_dare_draws_does_not_depend_on_the_inputs_names(tmp_path: Path) -> None:
+    inputs = files(tmp_path, {"x": torch.zeros(4, 64), "a": torch.ones(4, 64)})
+    found = []
+    for x, a in (("x", "a"), ("a", "x"), ("model1", "model0"), ("unet", "dare")):
+        out = tmp_path / "out.safetensors"
+        expression = f"dare({x}, {a} + 0.1*slerp({x}, {a}, 0.5), 0.5, 7)"
+        merge_files({x: inputs["x"], a: inputs["a"]}, expression, out, "float32")
+        found.append(load_file(out)[KEYS[0]])
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_a_vae_is_baked_in_and_blocks_are_weighed(tmp_path: Path) -> None:
     inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
     out = tmp_path / "out.safetensors"

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from stages.diffusion import merge_methods
 from stages.diffusion.dtypes import TORCH_DTYPES
+from stages.diffusion.expression import substituted
 from stages.diffusion.merge_blocks import at_key
 from stages.diffusion.merge_source import Source, is_inpainting, read_into
 from stages.diffusion.merge_terms import Call, Sum, Term, Weights, model_names, model_weights
@@ -188,7 +189,9 @@ class Merger:
             **numbers,
         }
         if call.method == "dare":
-            text = f"{int(given.pop('seed'))}:{format_sum(call.model('a'))}:{key}"
+            places = {name: f"model{i}" for i, name in enumerate(self.sources)}
+            who = substituted(format_sum(call.model("a")), places, brackets=False)
+            text = f"{int(given.pop('seed'))}:{who}:{key}"
             seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "little")
             given["generator"] = torch.Generator().manual_seed(seed)
         result: Tensor = getattr(merge_methods, call.method)(**given)
