@@ -362,6 +362,18 @@ def test_a_dry_run_says_what_each_part_comes_to(
     assert not out.parent.exists()
 
 
+def test_a_dry_run_tells_the_memory_of_methods_and_nothing_of_sums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": torch.ones(500, 1000), "b": torch.ones(500, 1000)})
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    out = str(tmp_path / "out.safetensors")
+    main(["--expression", "slerp(a, b, 0.3)", *given, "--out", out, "--dry-run"])
+    assert "Its methods hold up to 4.0 MB of tensors at a time.\n" in capsys.readouterr().out
+    main(["--expression", "0.5*a + 0.5*b", *given, "--out", out, "--dry-run"])
+    assert "at a time" not in capsys.readouterr().out
+
+
 def test_a_dry_run_knows_that_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,8 +7,8 @@ operation, whose use differs between processors and between the middle and the e
 neither the stretch, nor the number of threads, nor the machine changes a byte.
 
 Methods that look at whole tensors (see merge_methods) hold one tensor of each model that they
-are given, and about twice as much again; a call within a call adds its own. For one method of three
-models of SD 1.5, whose largest tensor takes 152 MB, that is below 1 GB.
+are given, in float32, and up to four more; merge_memory counts them, calls within calls too. The
+largest tensor of SD 1.5 takes 152 MB: ties of two models and their base holds four, 0.6 GB.
 They are computed by one thread, so that on one machine the same merge gives the same bytes.
 """
 
