@@ -43,6 +43,7 @@ from stages.diffusion.merge_files import (
     merge_files,
     plan_file,
 )
+from stages.diffusion.merge_memory import held_bytes
 from stages.diffusion.merge_recipe import Recipe, flattened
 from stages.diffusion.merge_terms import Call, model_weights
 from stages.diffusion.merge_text import format_sum, format_weight
@@ -145,8 +146,24 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
         f"It writes {plan.size / 1e9:.2f} GB, {len(plan.shapes):,} tensors; "
         f"{free / 1e9:.2f} GB are free there."
     )
+    shapes = {key: shape for key, (_, shape) in plan.shapes.items()}
+    if held := held_bytes(parse_expression(recipe.expression), shapes):
+        print(f"Its methods hold up to {held / 1e6:,.1f} MB of tensors at a time.")
     if free < plan.size:
         raise OSError(errno.ENOSPC, "No room for the new file", str(out))
+
+
+def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:
+    """Refuse to write the report over the new file or one that is read, before the work.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    others = {"the new file": out, **{f"the input {name!r}": p for name, p in inputs.items()}}
+    for what, path in others.items():
+        is_there = report.exists() and path.exists()
+        if report.samefile(path) if is_there else report.resolve() == path.resolve():
+            raise ValueError(f"{report}: --report would replace {what}. Write to another file")
 
 
 def inspect(path: Path) -> None:
@@ -172,6 +189,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.dtype:
             recipe = replace(recipe, dtype=options.dtype)
         recipe, inputs = flattened(recipe, given or recipe.files(), options.params)
+        if options.report:
+            check_report(options.report, options.out, inputs)
         if options.dry_run:
             dry_run(recipe, inputs, options.out)
             return
@@ -238,7 +257,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="check the files and print weights, sizes and time; write nothing",
+        help="check the files and print weights, sizes, memory and time; write nothing",
     )
     parser.add_argument(
         "--report", type=Path, metavar="FILE", help="a JSON file: weights, inputs and hashes"

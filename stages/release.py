@@ -78,6 +78,7 @@ def run(
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
     metadata = read_header(weights).metadata
     lineage = lineage_of(weights, metadata)
+    leaves, merges = leaf_shares(lineage), merge_shares(lineage)
     before = digest_file(weights)
     if metadata.get(TENSORS_HASH) not in (None, f"0x{before.tensors_sha256}"):
         raise ValueError(
@@ -126,8 +127,8 @@ def run(
             "name": params.name,
             "bytes": size,
             "ingredients": used,
-            "leaves": named_shares(leaf_shares(lineage), title),
-            "merges": named_shares(merge_shares(lineage), title),
+            "leaves": named_shares(leaves, title),
+            "merges": named_shares(merges, title),
             **asdict(digests),
         },
     )

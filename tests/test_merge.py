@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages import merge, release
-from stages.diffusion.ancestry import RECIPE, made_from, read_lineage, read_parent
+from stages.diffusion.ancestry import ANCESTRY, RECIPE, made_from, read_lineage, read_parent
 from stages.diffusion.digests import TENSORS_HASH
 from stages.diffusion.expression import MAX_CHARS, parse_expression
 from stages.diffusion.header import read_header
@@ -28,6 +28,7 @@ from stages.diffusion.merge_blocks import sum_warning
 from stages.diffusion.merge_files import POSITIONS, merge_files
 from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.model import write_single_file
+from stages.diffusion.model_card import ancestor_tree
 from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS
 from stages.merge import main
@@ -341,6 +342,22 @@ def test_any_architecture_is_merged_by_its_own_keys(tmp_path: Path) -> None:
     assert merged(inputs, "0.5*a + 0.5*b")["layers.0"].tolist() == [[5.5, 11.0], [16.5, 22.0]]
 
 
+def test_sd2_keeps_its_text_projection_unless_a_file_came_without(tmp_path: Path) -> None:
+    projection, scale = (f"cond_stage_model.model.{n}" for n in ("text_projection", "logit_scale"))
+    bare = {KEY: A, "cond_stage_model.model.ln_final.bias": torch.ones(2)}
+    whole = {**bare, projection: A, scale: torch.tensor(4.0)}
+    inputs = {n: write(tmp_path / f"{n}.safetensors", whole) for n in "ab"}
+    found = merged(inputs, "0.5*a + 0.5*b")
+    assert found.keys() == whole.keys()
+    assert torch.equal(found[projection], A)
+    assert found[scale].item() == 4.0
+    inputs["vae"] = write(tmp_path / "vae.safetensors", {"decoder.conv_in.bias": torch.ones(2)})
+    assert projection in merged(inputs, "parts(0.5*a + 0.5*b, vae=vae)")
+    converted = write(tmp_path / "converted.safetensors", bare)
+    for first, second in ((inputs["a"], converted), (converted, inputs["a"])):
+        assert merged({"a": first, "b": second}, "0.5*a + 0.5*b").keys() == bare.keys()
+
+
 # What the new file tells
 
 
@@ -388,7 +405,73 @@ def test_a_model_that_a1111_merged_brings_its_ancestors(tmp_path: Path) -> None:
     merged({"a": a}, "a")
     lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
     assert lineage.ancestors["ab" * 32].name == "secret.ckpt"
-    assert len(lineage.ancestors) == 2
+    assert lineage.ancestors[lineage.inputs()["a"]].sd_merge_recipe == "no JSON"
+    assert [x.name for x in lineage.ancestors.values() if x.unreadable] == ["cd"]
+
+
+def test_capitals_nan_and_infinity_in_another_program_s_metadata_hide_no_ancestor(
+    tmp_path: Path,
+) -> None:
+    recipe = '{"multiplier": NaN, "other": 1e999}'
+    models = f'{{"{"AB" * 32}": {{"name": "secret.ckpt", "sd_merge_recipe": {recipe}}}}}'
+    a = tmp_path / "a.safetensors"
+    save_file({KEY: A}, a, {"sd_merge_models": models})
+    merged({"a": a}, "a")
+    lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
+    ancestor = lineage.ancestors["ab" * 32]
+    assert (ancestor.name, ancestor.unreadable) == ("secret.ckpt", None)
+    assert ancestor.sd_merge_recipe == {"multiplier": "NaN", "other": "1e999"}
+
+
+def chain(length: int) -> dict[str, str]:
+    """Tell of files each made of the one before it."""
+    nodes: dict[str, dict[str, object]] = {"0" * 64: {"name": "base", "legacy_hash": ""}}
+    for i in range(1, length):
+        recipe = {"kind": "merge", "expression": "a", "inputs": {"a": f"{i - 1:064x}"}}
+        nodes[f"{i:064x}"] = {"name": str(i), "legacy_hash": "", "recipe": recipe}
+    last = {"kind": "merge", "expression": "a", "inputs": {"a": f"{length - 1:064x}"}}
+    return {RECIPE: json.dumps(last), ANCESTRY: json.dumps(nodes)}
+
+
+def circle() -> dict[str, str]:
+    metadata = chain(2)
+    nodes = json.loads(metadata[ANCESTRY])
+    nodes["0" * 64]["recipe"] = {"kind": "train", "inputs": {"a": f"{1:064x}"}}
+    return metadata | {ANCESTRY: json.dumps(nodes)}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        (chain(5000), "tells 5,000 generations of files, at most 200 are read"),
+        (circle(), "says that a file was made of itself"),
+        ({RECIPE: "[" * 900 + "]" * 900}, "more than 100 levels of brackets"),
+        ({RECIPE: '{"kind": "merge", "inputs": {}}'}, "a merge without an expression"),
+    ],
+)
+def test_an_ancestry_that_nothing_could_walk_is_refused_by_the_file_s_name(
+    tmp_path: Path, metadata: dict[str, str], words: str
+) -> None:
+    a = tmp_path / "a.safetensors"
+    save_file({KEY: A}, a, metadata)
+    with pytest.raises(ValueError, match=words) as refusal:
+        merged({"a": a}, "a")
+    assert str(a) in str(refusal.value)
+
+
+def test_two_hundred_generations_are_read_and_shown(tmp_path: Path) -> None:
+    lineage = read_lineage(chain(200))
+    assert len(lineage.route("0" * 64)) == 200
+    assert ancestor_tree(lineage, lineage.title).count("\n") == 199
+
+
+def test_a_stranger_s_recipe_of_countless_brackets_is_carried_as_text(tmp_path: Path) -> None:
+    deep = "[" * 900 + "]" * 900
+    a = tmp_path / "a.safetensors"
+    save_file({KEY: A}, a, {"sd_merge_recipe": deep})
+    merged({"a": a}, "a")
+    lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
+    assert lineage.ancestors[lineage.inputs()["a"]].sd_merge_recipe == deep
 
 
 # What is refused
@@ -636,6 +719,19 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     for out in (inputs["a"], tmp_path / "link.safetensors"):
         with pytest.raises(ValueError, match="is also the input 'a'"):
             merge_files(inputs, "a + b - c", out, "float16")
+
+
+@pytest.mark.parametrize("what", ["a", "out"])
+def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
+    inputs = abc(tmp_path)
+    (tmp_path / "out.safetensors").write_bytes(b"older")
+    (tmp_path / "link").symlink_to(tmp_path / f"{what}.safetensors")
+    before = (tmp_path / f"{what}.safetensors").read_bytes()
+    out = f"--out={tmp_path / 'out.safetensors'}"
+    report = f"--report={tmp_path / 'link'}"
+    with pytest.raises(SystemExit, match="--report would replace the"):
+        main(["--expression", "a", f"a={inputs['a']}", out, report])
+    assert (tmp_path / f"{what}.safetensors").read_bytes() == before
 
 
 def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -> None:

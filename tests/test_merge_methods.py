@@ -234,6 +234,17 @@ def test_dare_drops_the_same_elements_each_time_and_others_in_other_tensors(tmp_
     assert not torch.equal(load_file(out)[KEYS[0]], tensors[KEYS[0]])
 
 
+def test_what_dare_draws_does_not_depend_on_the_inputs_names(tmp_path: Path) -> None:
+    inputs = files(tmp_path, {"x": torch.zeros(4, 64), "a": torch.ones(4, 64)})
+    found = []
+    for x, a in (("x", "a"), ("a", "x"), ("model1", "model0"), ("unet", "dare")):
+        out = tmp_path / "out.safetensors"
+        expression = f"dare({x}, {a} + 0.1*slerp({x}, {a}, 0.5), 0.5, 7)"
+        merge_files({x: inputs["x"], a: inputs["a"]}, expression, out, "float32")
+        found.append(load_file(out)[KEYS[0]])
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
 def test_a_vae_is_baked_in_and_blocks_are_weighed(tmp_path: Path) -> None:
     inputs = files(tmp_path, {"a": A, "b": B, "v": BASE})
     out = tmp_path / "out.safetensors"
@@ -349,6 +360,18 @@ def test_a_dry_run_says_what_each_part_comes_to(
     assert "  text encoder: 0.5*a + 0.5*b\n" in told
     assert "  VAE: v\n" in told
     assert not out.parent.exists()
+
+
+def test_a_dry_run_tells_the_memory_of_methods_and_nothing_of_sums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = files(tmp_path, {"a": torch.ones(500, 1000), "b": torch.ones(500, 1000)})
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    out = str(tmp_path / "out.safetensors")
+    main(["--expression", "slerp(a, b, 0.3)", *given, "--out", out, "--dry-run"])
+    assert "Its methods hold up to 4.0 MB of tensors at a time.\n" in capsys.readouterr().out
+    main(["--expression", "0.5*a + 0.5*b", *given, "--out", out, "--dry-run"])
+    assert "at a time" not in capsys.readouterr().out
 
 
 def test_a_dry_run_knows_that_the_disk_is_full(

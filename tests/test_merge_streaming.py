@@ -17,9 +17,12 @@ from safetensors.torch import load_file, save_file
 
 from stages.diffusion import hash_process, hashing, writing
 from stages.diffusion.ancestry import RECIPE
+from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.merge_files import Dtype, merge_files
+from stages.diffusion.merge_memory import held_bytes
 from stages.diffusion.merge_source import open_source
+from stages.diffusion.merge_terms import model_names
 from stages.merge import main
 
 ROOT = Path(__file__).parent.parent
@@ -52,9 +55,6 @@ def noise(folder: Path, count: int, shape: tuple[int, ...]) -> dict[str, Path]:
 
 
 def used(inputs: Mapping[str, Path], expression: str) -> dict[str, Path]:
-    from stages.diffusion.expression import parse_expression
-    from stages.diffusion.merge_terms import model_names
-
     return {name: inputs[name] for name in model_names(parse_expression(expression))}
 
 
@@ -152,6 +152,41 @@ def test_memory_does_not_grow_with_the_files_nor_beyond_some_tensors(tmp_path: P
     assert total - bare < 100
     arc = peak_mb(run, "--expression", "slerp(a, b, 0.5)", *inputs[:2], "--out", out)
     assert arc - bare < 100 + 3 * 100  # a tensor of 25 M elements takes 100 MB in float32
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the peak there")
+@pytest.mark.parametrize(
+    "expression", ["ties(c, [a, b], 0.2)", "dare(c, a, 0.3)", "similarity(a, b)"]
+)
+def test_a_method_takes_the_memory_that_is_told_beforehand(tmp_path: Path, expression: str) -> None:
+    elements = 12_000_000
+    inputs = {name: empty_model(tmp_path / name, 2, elements) for name in "abc"}
+    given = [f"{name}={path}" for name, path in used(inputs, expression).items()]
+    run = "from stages.merge import main; main(sys.argv[1:])"
+    out = str(tmp_path / "out.safetensors")
+    taken = peak_mb(run, "--expression", expression, *given, "--out", out) - peak_mb("import torch")
+    told = held_bytes(parse_expression(expression), {KEY: (elements,)}) / 2**20
+    tensor = elements * 4 / 2**20  # the allocator finds room for one more, or does not
+    assert told - tensor < taken < told + 100
+
+
+@pytest.mark.parametrize(
+    ("expression", "tensors"),
+    [
+        ("0.6*a + 0.4*b", 0),
+        ("slerp(a, b, 0.5)", 2),
+        ("0*slerp(a, b, 0.5) + a", 0),
+        ("ties(c, [a, b], 0.2)", 3 + 1),
+        ("a + 0.5*ties(c, [a, b], 0.2)", 1 + 3 + 1),
+        ("slerp(a, similarity(b, c), 0.5)", 1 + 2 + 4),
+        ("parts(a, vae=slerp(a, b, 0.5))", 0),
+    ],
+)
+def test_the_memory_of_methods_is_counted_in_their_largest_tensor(
+    expression: str, tensors: int
+) -> None:
+    shapes = {KEY: (30, 10), OTHER: (20, 10)}
+    assert held_bytes(parse_expression(expression), shapes) == tensors * 300 * 4
 
 
 # Hashes of inputs

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,15 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_lineage, read_parent
+from stages.diffusion.ancestry import (
+    RECIPE,
+    Ancestor,
+    Lineage,
+    made_from,
+    read_lineage,
+    read_parent,
+)
+from stages.diffusion.digests import TENSORS_HASH
 from stages.diffusion.evidence import Evidence
 from stages.diffusion.header import read_header
 from stages.diffusion.ingredient import Ingredient
@@ -31,6 +40,7 @@ from stages.diffusion.model import load_models, save_single_file, write_single_f
 from stages.diffusion.modelspec import ReleaseParams, prediction_type
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
+from stages.merge import main as merge_main
 from stages.release import main, run
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -272,6 +282,33 @@ def test_a_forbidden_model_inside_somebody_elses_merge_stops_the_release(winner:
         release(out, hidden=forbidding)
 
 
+@pytest.mark.parametrize(
+    ("models", "words"),
+    [
+        ('{"ab": {"name": "hidden.ckpt"}}', r"'hidden.ckpt' \(sd_merge_models names it by 'ab'"),
+        ('["hidden.ckpt"]', "sd_merge_models is no JSON object"),
+        ("hidden.ckpt", "sd_merge_models is no JSON object"),
+        ('{"null": 7}', "sd_merge_models names it by 'null'"),
+    ],
+)
+def test_what_nobody_can_read_of_somebody_elses_merge_stops_the_release_until_it_is_licensed(
+    winner: Path, models: str, words: str
+) -> None:
+    y = write(winner.parent / "y.safetensors", 8, {"sd_merge_models": models})
+    out = winner.parent / "again.safetensors"
+    merge_files({"y": y}, "y", out, "float16")
+    with pytest.raises(ValueError, match=words) as refusal:
+        release(out)
+    digits = re.findall(r"\b[0-9a-f]{64}\b", str(refusal.value))
+    assert len(digits) == 1
+    licensed = replace(
+        ingredients(winner.parent)["general"], path="no/such/file", sha256=digits[0].upper()
+    )
+    assert release(out, hidden=licensed).is_file()
+    with pytest.raises(ValueError, match=r"may not be merged.*'hidden'"):
+        release(out, hidden=replace(licensed, merging_allowed=False))
+
+
 def test_a_source_without_a_licence_stops_the_release(winner: Path) -> None:
     known = ingredients(winner.parent)
     del known["general"]
@@ -450,6 +487,51 @@ def test_the_card_names_what_another_program_merged(winner: Path) -> None:
     merge_files({"y": y}, "y", out, "float16")
     card = release(out).with_suffix(".md").read_text()
     assert "Named by the program that merged one of the inputs:\n\n- **hidden.ckpt** (abab" in card
+
+
+def test_a_stranger_s_words_stay_words_in_the_card_and_in_verify(
+    winner: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "a|b <script>x</script> [here](https://evil.example) www.evil.example `code`"
+    recipe = {"type": "webui-supermerger", "weights_alpha": "`|`", "multiplier": None}
+    models = {"ab" * 32: {"name": evil, "sd_merge_recipe": recipe}, "no hash": {"name": evil}}
+    metadata = {"sd_merge_models": json.dumps(models), "sd_merge_recipe": json.dumps(recipe)}
+    y = write(winner.parent / "y.safetensors", 8, metadata)
+    out = winner.parent / "cocktail.safetensors"
+    merge_files({"y": y}, "y", out, "float16")
+    entry = json.dumps({"no hash": {"name": evil}})
+    known = replace(
+        ingredients(winner.parent)["general"],
+        path="no/such/file",
+        sha256=sha256(entry.encode()).hexdigest(),
+    )
+    path = release(out, strange=known)
+    card = path.with_suffix(".md").read_text()
+    assert r"a|b \<script\>x\</script\> \[here\](https\://evil.example) www\.evil.exam" in card
+    for words in ("<script", "[here]", "https://evil", "www.evil"):
+        assert not re.search(rf"(?<!\\){re.escape(words)}", card), words
+    assert "by another program: `` {" in card
+    assert '"type": "webui-supermerger"' in card
+    main(["verify", str(path)])
+    assert '"type": "webui-supermerger"' in capsys.readouterr().out
+    merge_main(["inspect", str(path)])
+    assert "by another program: {" in capsys.readouterr().out
+
+
+def test_a_recipe_without_a_dtype_is_released_and_one_without_inputs_is_refused(
+    winner: Path,
+) -> None:
+    header = read_header(winner)
+    recipe = json.loads(header.metadata[RECIPE])
+    del recipe["dtype"]
+    del header.metadata[TENSORS_HASH]
+    write(winner, 1, {**header.metadata, RECIPE: json.dumps(recipe)})
+    found = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
+    assert found["save_as_half"] is False
+    del recipe["inputs"]["x"]
+    write(winner, 1, {**header.metadata, RECIPE: json.dumps(recipe)})
+    with pytest.raises(ValueError, match="have no inputs"):
+        release(winner)
 
 
 def test_a_baked_vae_and_an_inpainting_model_are_told_in_a1111_s_keys(winner: Path) -> None:

@@ -5,12 +5,18 @@
 a trained file's `epoch` is a key of its own.
 `cosmopolitan.ancestry` maps the SHA-256 of each file before it, all the way down, to that file's
 own recipe and names. Neither holds a path, a clock or a machine.
+
+Other programs write `sd_merge_recipe` and `sd_merge_models`, in whatever form. What they name is
+carried on, and what nobody can read becomes an ancestor of its own, so that nothing is hidden.
 """
 
 import hashlib
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +24,12 @@ from stages.harness.files import sha256_file
 
 RECIPE = "cosmopolitan.recipe"
 ANCESTRY = "cosmopolitan.ancestry"
+MODELS = "sd_merge_models"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+# Beyond these no file was made in earnest, and whoever walks it would run out of stack.
+MAX_GENERATIONS = 200
+MAX_NESTING = 100  # of JSON
+SHOWN_CHARS = 200  # of another program's recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +49,17 @@ class Ancestor:
     legacy_hash: str
     recipe: dict[str, Any] | None = None  # of ours; None where the file tells none
     epoch: str | None = None  # of a trained file
-    sd_merge_recipe: Any = None  # as A1111 wrote it
+    sd_merge_recipe: Any = None  # as A1111 or another program wrote it; its text if it is no JSON
+    unreadable: str | None = None  # why nobody can tell what this is; its SHA-256 is of the text
+
+    @property
+    def foreign(self) -> str:
+        """Show what another program told of it, the beginning of it at least; empty if nothing."""
+        told = self.unreadable or self.sd_merge_recipe
+        if not told:
+            return ""
+        text = told if isinstance(told, str) else json.dumps(told)
+        return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +122,7 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     ancestors: dict[str, Ancestor] = {}
     lineages = {name: read_lineage(parent.metadata) for name, parent in parents.items()}
     for name, parent in parents.items():
-        merged = _parse(parent.metadata.get("sd_merge_recipe"))
+        merged = _foreign(parent.metadata.get("sd_merge_recipe"))
         recipe_of_it, epoch = lineages[name].recipe, parent.metadata.get("epoch")
         itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged)
         ancestors.setdefault(parent.sha256, itself)
@@ -113,7 +135,8 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
 def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     """Read what a file's metadata tells of its making; empty if it tells nothing.
 
-    Files of A1111 count too: the models that `sd_merge_models` names become ancestors.
+    Files of A1111 and programs like it count too: the models that `sd_merge_models` names become
+    ancestors, and so does, marked as unreadable, what there is no sense in.
 
     Raises:
         ValueError: if our own keys do not hold what `made_from` writes.
@@ -121,46 +144,110 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     try:
         recipe = json.loads(metadata.get(RECIPE, "null"))
         ours: dict[str, dict[str, Any]] = json.loads(metadata.get(ANCESTRY, "{}"))
-        ancestors = {sha256: Ancestor(**node) for sha256, node in ours.items()}
+        if _is_nested([recipe, ours]):
+            raise ValueError(f"more than {MAX_NESTING} levels of brackets")
+        ancestors = {sha256.lower(): Ancestor(**node) for sha256, node in ours.items()}
+        for told in _recipes(recipe, ancestors):
+            told["inputs"] = {name: sha256.lower() for name, sha256 in told["inputs"].items()}
+            if told.get("kind") == "merge" and not isinstance(told.get("expression"), str):
+                raise ValueError("a merge without an expression")
         named = {sha256 for r in _recipes(recipe, ancestors) for sha256 in r["inputs"].values()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"metadata {RECIPE} or {ANCESTRY} is damaged ({error!r})") from error
     if missing := sorted(named - set(ancestors)):
         raise ValueError(f"metadata {ANCESTRY} lacks {missing[0]}, which a recipe in it names")
-    for sha256, ancestor in _merged_elsewhere(metadata):
+    for sha256, ancestor in _merged_elsewhere(metadata.get(MODELS)):
         ancestors.setdefault(sha256, ancestor)
-    return Lineage(recipe, ancestors)
+    lineage = Lineage(recipe, ancestors)
+    _check_generations(lineage)
+    return lineage
+
+
+def _check_generations(lineage: Lineage) -> None:
+    """Refuse an ancestry that has no beginning, or one too far away."""
+    inputs = {sha256: set(lineage.inputs(sha256).values()) for sha256 in lineage.ancestors}
+    generations: dict[str, int] = {}
+    try:
+        for sha256 in TopologicalSorter(inputs).static_order():
+            before = (generations[source] for source in inputs[sha256])
+            generations[sha256] = 1 + max(before, default=0)
+    except CycleError as error:
+        circle = " <- ".join(sha256[:10] for sha256 in error.args[1])
+        raise ValueError(
+            f"metadata {ANCESTRY} says that a file was made of itself ({circle}), which none can "
+            "be: it is damaged or made up. Fetch the file from where you trust it"
+        ) from error
+    if (oldest := max(generations.values(), default=0)) > MAX_GENERATIONS:
+        raise ValueError(
+            f"metadata {ANCESTRY} tells {oldest:,} generations of files, at most "
+            f"{MAX_GENERATIONS} are read. Is it made up? Fetch the file from where you trust it"
+        )
 
 
 def _recipes(recipe: Any, ancestors: Mapping[str, Ancestor]) -> Iterator[dict[str, Any]]:
     yield from (r for r in (recipe, *(a.recipe for a in ancestors.values())) if r is not None)
 
 
-def _merged_elsewhere(metadata: Mapping[str, str]) -> Iterator[tuple[str, Ancestor]]:
+def _merged_elsewhere(text: str | None) -> Iterator[tuple[str, Ancestor]]:
     """List the models that A1111 or a program like it says a file was merged from."""
-    models = _parse(metadata.get("sd_merge_models"))
-    for sha256, model in models.items() if isinstance(models, dict) else ():
-        if isinstance(model, dict):
-            yield (
-                str(sha256),
-                Ancestor(
-                    name=str(model.get("name") or sha256[:10]),
-                    legacy_hash=str(model.get("legacy_hash") or ""),
-                    sd_merge_recipe=model.get("sd_merge_recipe"),
-                ),
-            )
+    models = _foreign(text)
+    if not models:
+        return
+    if not isinstance(models, dict):
+        yield _unreadable(str(text), MODELS, f"{MODELS} is no JSON object")
+        return
+    for key, model in models.items():
+        told = model if isinstance(model, dict) else {}
+        name = str(told.get("name") or key[:10])
+        if not SHA256.fullmatch(key.lower()):
+            entry = json.dumps({key: model}, sort_keys=True)
+            yield _unreadable(entry, name, f"{MODELS} names it by {key[:80]!r}, not by a SHA-256")
+            continue
+        yield (
+            key.lower(),
+            Ancestor(
+                name=name,
+                legacy_hash=str(told.get("legacy_hash") or ""),
+                sd_merge_recipe=told.get("sd_merge_recipe"),
+            ),
+        )
 
 
-def _parse(text: str | None) -> Any:
-    """Read JSON of a stranger; None if it is none, or one that we could not write again."""
+def _unreadable(text: str, name: str, why: str) -> tuple[str, Ancestor]:
+    """Let a text that tells of nobody knows what stand for it, under the text's own SHA-256."""
+    sha256 = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    return sha256, Ancestor(name=name, legacy_hash="", unreadable=why)
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no JSON")
+
+def _foreign(text: str | None) -> Any:
+    """Read JSON of a stranger, so that we can write it again; its text if it is none.
+
+    NaN and infinity, which are no JSON though Python's library writes them, become words.
+    """
+
+    def number(word: str) -> float | str:
+        return float(word) if math.isfinite(float(word)) else word
 
     try:
-        return json.loads(text, parse_constant=refuse) if text else None
+        value = json.loads(text, parse_constant=str, parse_float=number) if text else None
     except (ValueError, RecursionError):
-        return None
+        return text
+    return text if _is_nested(value) else value
+
+
+def _is_nested(value: Any) -> bool:
+    """Tell whether JSON has so many brackets within each other that the stack might end."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            inner
+            for outer in level
+            if isinstance(outer, dict | list)
+            for inner in (outer.values() if isinstance(outer, dict) else outer)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _node(ancestor: Ancestor) -> dict[str, Any]:
@@ -170,6 +257,7 @@ def _node(ancestor: Ancestor) -> dict[str, Any]:
         "recipe": ancestor.recipe,
         "epoch": ancestor.epoch,
         "sd_merge_recipe": ancestor.sd_merge_recipe,
+        "unreadable": ancestor.unreadable,
     }
     return {key: value for key, value in node.items() if value is not None}
 

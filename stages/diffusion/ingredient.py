@@ -9,7 +9,7 @@ from stages.diffusion.ancestry import Lineage
 from stages.harness.files import sha256_file
 from stages.harness.params import Params
 
-SHA256 = re.compile(r"[0-9a-f]{64}")
+SHA256 = re.compile(r"[0-9a-fA-F]{64}")  # web sites write either
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,7 @@ class Ingredient(Params):
         if not self.licence.strip():
             raise ValueError("licence is empty; name it, or write `unknown` and forbid merging")
         if self.sha256 is not None and not SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 is {self.sha256!r}, not 64 hex digits in lower case")
+            raise ValueError(f"sha256 is {self.sha256!r}, not 64 hex digits")
 
 
 def hash_ingredients(ingredients: Mapping[str, Ingredient]) -> dict[str, str]:
@@ -41,20 +41,21 @@ def hash_ingredients(ingredients: Mapping[str, Ingredient]) -> dict[str, str]:
     names: dict[str, str] = {}
     for name, ingredient in ingredients.items():
         path = Path(ingredient.path)
+        told = ingredient.sha256.lower() if ingredient.sha256 else None
         if path.is_file():
             sha256 = sha256_file(path)
-        elif ingredient.sha256:
-            sha256 = ingredient.sha256
+        elif told:
+            sha256 = told
         else:
             raise FileNotFoundError(
                 f"{path}: the file of ingredient {name!r} is missing, and without it or its "
                 f"sha256 nobody can tell whether the release holds it. Fetch it (dvc pull), or "
                 f"write ingredients.{name}.sha256"
             )
-        if ingredient.sha256 not in (None, sha256):
+        if told not in (None, sha256):
             raise ValueError(
                 f"{path}: SHA-256 is {sha256}, but ingredients.{name}.sha256 says "
-                f"{ingredient.sha256}. Is it another version?"
+                f"{told}. Is it another version?"
             )
         if sha256 in names:
             raise ValueError(f"ingredients {names[sha256]!r} and {name!r} are one file; keep one")
@@ -97,6 +98,16 @@ def check_licences(
         raise ValueError(
             f"{weights}: its metadata tells no ancestry, so nobody can tell whose work it is. "
             "Only what stages.merge or stages.train made can be released"
+        )
+    if unread := [s for s, a in lineage.ancestors.items() if a.unreadable and s not in names]:
+        reasons = "; ".join(
+            f"{lineage.ancestors[s].name!r} ({lineage.ancestors[s].unreadable}), {s}"
+            for s in unread
+        )
+        raise ValueError(
+            f"{weights}: another program merged one of its inputs, and of what went in nobody can "
+            f"tell a licence: {reasons}. Find out what it is, and add it to the section "
+            "`ingredients` of the params: its licence, and as sha256 the digits given here"
         )
     if unknown := _unknown(lineage, names):
         reasons = "; ".join(f"{_route(lineage, s)}, SHA-256 {s}" for s in unknown)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 
+from stages.diffusion.ancestry import Lineage
 from stages.diffusion.file_lineage import lineage_of
 from stages.diffusion.header import read_header
 from stages.diffusion.merge_blocks import part_of
@@ -37,13 +38,19 @@ def described(path: Path) -> Iterator[str]:
         made = lineage.recipe.get("expression") or lineage.recipe.get("run")
         yield f"made by {lineage.recipe.get('kind')}: {made}"
     for name, sha256 in lineage.inputs().items():
-        yield f"  {name} = {lineage.title(sha256)}, SHA-256 {sha256}"
+        yield f"  {name} = {_named(lineage, sha256)}"
     others = set(lineage.ancestors) - set(lineage.inputs().values())
     if others:
         yield f"  and {len(others)} ancestors before these:"
         for sha256 in sorted(others, key=lineage.title):
-            yield f"    {lineage.title(sha256)}, SHA-256 {sha256}"
+            yield f"    {_named(lineage, sha256)}"
     yield "metadata:" if header.metadata else "no metadata"
     for key, value in header.metadata.items():
         shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
         yield f"  {key}: {shown}"
+
+
+def _named(lineage: Lineage, sha256: str) -> str:
+    foreign = lineage.ancestors[sha256].foreign
+    told = f", by another program: {foreign}" if foreign else ""
+    return f"{lineage.title(sha256)}, SHA-256 {sha256}{told}"

@@ -19,6 +19,7 @@ from stages.diffusion.merge_source import (
     is_inpainting,
     open_source,
     with_bare_autoencoder,
+    with_common_heads,
 )
 from stages.diffusion.merge_terms import Weights, model_names, model_weights
 from stages.diffusion.merge_text import format_weight
@@ -138,6 +139,7 @@ def check_files(expression: str, inputs: Mapping[str, Path]) -> dict[str, Source
     sources = {name: open_source(inputs[name]) for name in names}
     if any(is_stable_diffusion(source.tensors) for source in sources.values()):
         sources = {name: with_bare_autoencoder(source) for name, source in sources.items()}
+        sources = with_common_heads(sources)
     pairs: dict[tuple[str, str], list[str]] = {}
     by_key = sources_by_key(weights, {name: source.tensors for name, source in sources.items()})
     for key, (first, *others) in by_key.items():

@@ -65,7 +65,10 @@ def ties(base: Tensor, models: Sequence[Tensor], keep: float, scale: float) -> T
 def dare(base: Tensor, a: Tensor, keep: float, generator: torch.Generator) -> Tensor:
     """Drop most of what `a` differs from `base` by, at random, and enlarge the rest to match.
 
-    base + m (a - base) / keep, where m is 1 with probability `keep`, else 0.
+    base + m (a - base) / keep, where m is 1 with probability `keep`, else 0. What is drawn in a
+    merge depends on the seed, on the tensor's key, and on which of the expression's models `a` is
+    made of, by the order in which they first appear: their names, and where their files lie,
+    change nothing.
 
     Source: "Language Models are Super Mario", arXiv 2311.03099, equation 3; its p is 1 - keep.
     """

@@ -25,6 +25,8 @@ CONV_IN = UNET + "input_blocks.0.0.weight"
 INPAINTING_CHANNELS = 9
 CONVERT = "Convert the file, or fetch its float16 version"
 SHOWN_KEYS = 5  # of those that differ
+OPENCLIP = "cond_stage_model.model."  # SD 2.x's text encoder
+CLIP_HEADS = tuple(OPENCLIP + name for name in ("logit_scale", "text_projection"))
 # keys of a file that holds an autoencoder alone, as people bake one in
 BARE_VAE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
 BARE_VAE_BESIDES = re.compile(r"(loss|model_ema)\.")  # what its training left in it
@@ -114,6 +116,23 @@ def with_bare_autoencoder(source: Source) -> Source:
         return source
     tensors = {VAE + key: entry for key, entry in own.items()}
     return Source(source.path, source.metadata, tensors)
+
+
+def with_common_heads(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Leave the half of SD 2.x's text encoder that no picture needs away where a file lacks it.
+
+    Stability's files hold it, and those that went through diffusers do not: they still merge.
+    """
+    encoders = [s for s in sources.values() if any(key.startswith(OPENCLIP) for key in s.tensors)]
+    lacking = {key for key in CLIP_HEADS if not all(key in s.tensors for s in encoders)}
+    return {
+        name: Source(
+            source.path,
+            source.metadata,
+            {key: entry for key, entry in source.tensors.items() if key not in lacking},
+        )
+        for name, source in sources.items()
+    }
 
 
 def check_alike(first: Source, other: Source, keys: Iterable[str]) -> None:

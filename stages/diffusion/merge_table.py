@@ -31,6 +31,8 @@ class Method:
     # Each model parameter's share of the result if all models were equal but for their names;
     # what picks or scales by the values themselves counts as a plain average.
     shares: Callable[[Numbers], dict[str, Fraction]]
+    # float32 tensors that it holds at a time, besides one of each model: measured, torch 2
+    working: int = 0
 
 
 def _models(*names: str) -> tuple[Parameter, ...]:
@@ -46,6 +48,7 @@ METHODS = {
     "train_difference": Method(
         (*_models("a", "b", "c"), Parameter("scale", "number", high=10, default="1")),
         lambda n: {"a": ONE, "b": n["scale"][0], "c": -n["scale"][0]},
+        working=2,
     ),
     "ties": Method(
         (
@@ -55,6 +58,7 @@ METHODS = {
             Parameter("scale", "number", high=10, default="1"),
         ),
         lambda n: {"base": 1 - n["scale"][0], "models": n["scale"][0]},
+        working=1,
     ),
     "dare": Method(
         (
@@ -63,6 +67,7 @@ METHODS = {
             Parameter("seed", "number", high=2**31, default="0"),
         ),
         lambda _: {"a": ONE},
+        working=2,
     ),
     "model_stock": Method(
         (*_models("base"), Parameter("models", "models")), lambda _: {"models": ONE}
@@ -70,6 +75,7 @@ METHODS = {
     "similarity": Method(
         (*_models("a", "b"), Parameter("bias", "number", low=-1, default="0")),
         lambda _: {"a": ONE / 2, "b": ONE / 2},
+        working=4,
     ),
     "mbw": Method(
         (*_models("a", "b"), Parameter("blocks", "blocks", low=-10, high=10)),

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from stages.diffusion.ancestry import Lineage
+from stages.diffusion.ancestry import Ancestor, Lineage
 from stages.diffusion.comparison import Reference, comparison_rows
 from stages.diffusion.digests import Digests
 from stages.diffusion.ingredient import Ingredient
+from stages.diffusion.markdown import code, plain, table
 from stages.diffusion.merge_text import format_weight
 from stages.diffusion.modelspec import ReleaseParams
 from stages.diffusion.shares import leaf_shares
@@ -66,7 +67,7 @@ def model_card(
         "## Recipe",
         _how(lineage.recipe),
         ancestor_tree(lineage, title),
-        _named_elsewhere(lineage, title),
+        named_elsewhere(lineage, title),
         _shares_table(lineage, title),
         _trainings(lineage, title),
         _data(counts) if counts else "",
@@ -92,7 +93,7 @@ def _facts(params: ReleaseParams) -> str:
 
 def _pictures(choice: Choice) -> str:
     """Show what it draws, one picture after another."""
-    shown = [f"![{s.prompt}, seed {s.seed}]({s.path})" for s in choice.samples]
+    shown = [f"![{plain(s.prompt)}, seed {s.seed}]({s.path})" for s in choice.samples]
     return "\n".join(shown)
 
 
@@ -101,12 +102,14 @@ def _trainings(lineage: Lineage, title: Callable[[str], str]) -> str:
     runs: dict[str, dict[str, object]] = {}
     for sha256, ancestor in lineage.ancestors.items():
         if ancestor.recipe and ancestor.recipe.get("kind") == "train":
-            runs[title(sha256)] = dict(ancestor.recipe.get("params") or {})
+            told = ancestor.recipe.get("params")
+            runs[title(sha256)] = told if isinstance(told, dict) else {}
     if not any(runs.values()):
         return ""
     keys = list(dict.fromkeys(key for params in runs.values() for key in params))
     rows = [[key, *(str(params.get(key, "")) for params in runs.values())] for key in keys]
-    return "## How its models were trained\n\n" + _table(["param", *runs], rows)
+    rows = [[plain(cell) for cell in row] for row in rows]
+    return "## How its models were trained\n\n" + table(["param", *map(plain, runs)], rows)
 
 
 def _data(counts: Mapping[str, Mapping[str, int]]) -> str:
@@ -116,36 +119,47 @@ def _data(counts: Mapping[str, Mapping[str, int]]) -> str:
         for stage, values in counts.items()
         for what, count in values.items()
     ]
-    return "## Data\n\n" + _table(["stage", "what", "count"], rows)
+    return "## Data\n\n" + table(["stage", "what", "count"], rows)
 
 
 def _changes(lineage: Lineage, reference: Reference, names: Mapping[str, str]) -> str:
     """Compare with the cocktail before: what is in each, and how each did."""
-    label = f"**{reference.name}** ({reference.sha256[:10]})"
+    label = f"**{plain(reference.name)}** ({reference.sha256[:10]})"
     told = _how(reference.lineage.recipe)
     text = f"The reference is {label}{', ' if told else ''}{told}."
     if not reference.lineage.inputs():
         text += " Its file does not tell what it was made of, so its own shares are not known."
-    rows = comparison_rows(lineage, reference, names)
+    rows = [[plain(what), *rest] for what, *rest in comparison_rows(lineage, reference, names)]
     head = ["", "Here", "Reference", "Change"]
-    return f"## What changed against the reference cocktail\n\n{text}\n\n{_table(head, rows)}"
+    return f"## What changed against the reference cocktail\n\n{text}\n\n{table(head, rows)}"
 
 
-def _named_elsewhere(lineage: Lineage, title: Callable[[str], str]) -> str:
+def named_elsewhere(lineage: Lineage, title: Callable[[str], str]) -> str:
     """List the ancestors that only another program's metadata names: no recipe leads to them."""
     inputs = set(lineage.inputs().values())
     named = [s for s in lineage.ancestors if s not in inputs and not lineage.route(s)]
     if not named:
         return ""
-    items = [f"- **{title(sha256)}** ({sha256[:10]})" for sha256 in sorted(named, key=title)]
+    items = [
+        f"- **{plain(title(s))}**{_told(lineage.ancestors[s])} ({s[:10]})"
+        for s in sorted(named, key=title)
+    ]
     return "Named by the program that merged one of the inputs:\n\n" + "\n".join(items)
+
+
+def _told(ancestor: Ancestor) -> str:
+    """Say how an ancestor was made, after a comma; nothing if it does not tell."""
+    how = _how(ancestor.recipe)
+    if not how and (foreign := ancestor.foreign):
+        how = f"by another program: {code(foreign)}"
+    return f", {how}" if how else ""
 
 
 def _how(recipe: Mapping[str, object] | None) -> str:
     """Say how a file was made, in a word or two; nothing if it does not tell."""
     kind = recipe.get("kind") if recipe else None
     if recipe and kind == "merge":
-        return f"`{recipe['expression']}`"
+        return code(str(recipe["expression"]))
     return "trained" if kind == "train" else ""
 
 
@@ -155,13 +169,11 @@ def ancestor_tree(lineage: Lineage, title: Callable[[str], str]) -> str:
     shown: set[str] = set()
 
     def show(name: str, sha256: str, depth: int) -> None:
-        how = _how(lineage.ancestors[sha256].recipe)
+        told = _told(lineage.ancestors[sha256])
         again = ", as above" if sha256 in shown and lineage.inputs(sha256) else ""
         label = title(sha256)
-        alias = "" if name == label else f"`{name}`: "
-        lines.append(
-            f"{'  ' * depth}- {alias}**{label}**{', ' if how else ''}{how}{again} ({sha256[:10]})"
-        )
+        alias = "" if name == label else f"{code(name)}: "
+        lines.append(f"{'  ' * depth}- {alias}**{plain(label)}**{told}{again} ({sha256[:10]})")
         if sha256 not in shown:
             shown.add(sha256)
             for key, source in lineage.inputs(sha256).items():
@@ -176,17 +188,17 @@ def _shares_table(lineage: Lineage, title: Callable[[str], str]) -> str:
     """Multiply the merges out: the weight of each trained model and each ingredient."""
     leaves = leaf_shares(lineage)
     ordered = sorted(leaves, key=lambda sha256: (-leaves[sha256], title(sha256)))
-    rows = [[title(s), format_weight(leaves[s]), f"`{s[:10]}`"] for s in ordered]
-    return _table(["Multiplied out", "Weight", "SHA-256"], rows)
+    rows = [[plain(title(s)), format_weight(leaves[s]), f"`{s[:10]}`"] for s in ordered]
+    return table(["Multiplied out", "Weight", "SHA-256"], rows)
 
 
 def _ingredients_table(used: Mapping[str, Ingredient]) -> str:
     rows = [[name, i.licence, i.attribution, i.source] for name, i in used.items()]
-    return _table(["Name", "Licence", "By", "From"], rows) if rows else "None."
+    return table(["Name", "Licence", "By", "From"], rows) if rows else "None."
 
 
 def _digests_table(name: str, digests: Digests) -> str:
-    return _table(
+    return table(
         [f"`{name}`", "Value"],
         [
             ["SHA-256", f"`{digests.sha256}`"],
@@ -197,12 +209,3 @@ def _digests_table(name: str, digests: Digests) -> str:
             ["SHA-256 of the tensors", f"`{digests.tensors_sha256}`"],
         ],
     )
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")

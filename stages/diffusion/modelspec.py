@@ -145,7 +145,7 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
         ),
         "interp_method": method,
         "multiplier": multiplier,
-        "save_as_half": recipe["dtype"] == "float16",
+        "save_as_half": recipe.get("dtype") == "float16",
         "custom_name": name,
         "config_source": None,
         "bake_in_vae": _baked_vae(terms),

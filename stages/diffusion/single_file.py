@@ -71,11 +71,12 @@ TEXT_ENCODER_ALIAS = re.compile(
     r"^cond_stage_model\.transformer\.(?=(embeddings|encoder|final_layer_norm)\.)"
 )
 # Files of the field hold these too. They are no weights of the three networks: `position_ids`
-# follow from the length, the rest is the autoencoder's training or CLIP's other half.
+# follow from the length, the rest is the autoencoder's training or CLIP's other half. That of SD
+# 2.x, under `cond_stage_model.model.`, is part of its text encoder as it is published, and stays.
 NOT_WEIGHTS = re.compile(
     re.escape(POSITION_IDS)
     + r"|model_ema\..*|first_stage_model\.(loss|model_ema)\..*"
-    + r"|cond_stage_model\.((transformer|model)\.)?(logit_scale|text_projection(\.weight)?)"
+    + r"|cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)"
     + r"|betas|lvlb_weights|posterior_\w+|(log_|sqrt_)?(one_minus_)?alphas_cumprod(_prev)?"
     + r"|sqrt_recip(m1)?_alphas_cumprod"
 )
@@ -148,7 +149,7 @@ def normal_keys(keys: Iterable[str]) -> dict[str, str]:
     The old alias of the text encoder gets its `text_model.`; where both stand, the alias loses.
     EMA copies of the UNet count where there is nothing else of it. Scheduler buffers, losses,
     `position_ids` and CLIP's other half are left out; what other architectures have besides, such
-    as SDXL's `conditioner.`, stays.
+    as SDXL's `conditioner.` and SD 2.x's `text_projection`, stays.
     """
     spelled = {TEXT_ENCODER_ALIAS.sub(TEXT_ENCODER, key): key for key in sorted(keys)}
     if not any(key.startswith(UNET) for key in spelled):

@@ -8,7 +8,7 @@ from stages.diffusion.digests import TENSORS_HASH, digest_file
 from stages.diffusion.evidence import read_report
 from stages.diffusion.file_lineage import lineage_of
 from stages.diffusion.header import read_header
-from stages.diffusion.model_card import ancestor_tree
+from stages.diffusion.model_card import ancestor_tree, named_elsewhere
 
 HASHES = "hashes.json"  # beside a release: its hashes by its name
 
@@ -55,3 +55,5 @@ def verify_release(path: Path) -> None:
         print(f"{path}: its tensors are those that its metadata name; its SHA-256 is")
         print(f"{found['sha256']}, with no {HASHES} beside it to compare that with")
     print(ancestor_tree(lineage, lineage.title))
+    if others := named_elsewhere(lineage, lineage.title):
+        print(others)
