@@ -33,21 +33,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from stages.diffusion.expression import parse_expression
-from stages.diffusion.inspection import described
-from stages.diffusion.merge_blocks import meanings, sum_warning
-from stages.diffusion.merge_files import (
-    Merged,
-    check_files,
-    check_out,
-    merge_files,
-    plan_file,
-)
-from stages.diffusion.merge_memory import held_bytes
-from stages.diffusion.merge_recipe import Recipe, flattened
-from stages.diffusion.merge_terms import Call, model_weights
-from stages.diffusion.merge_text import format_sum, format_weight
-from stages.diffusion.merge_tokens import NAME
 from stages.diffusion.writing import free_bytes
 from stages.harness.counted import counted
 from stages.harness.file_command import file_command
@@ -55,6 +40,21 @@ from stages.harness.files import write_json
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
+from stages.merging.blocks import meanings, sum_warning
+from stages.merging.expression import parse_expression
+from stages.merging.files import (
+    Merged,
+    check_files,
+    check_out,
+    merge_files,
+    plan_file,
+)
+from stages.merging.inspection import described
+from stages.merging.memory import held_bytes
+from stages.merging.recipe import Recipe, flattened
+from stages.merging.terms import Call, model_weights
+from stages.merging.text import format_sum, format_weight
+from stages.merging.tokens import NAME
 
 METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
 READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower

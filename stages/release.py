@@ -20,8 +20,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from stages.diffusion.digests import TENSORS_HASH, digest_file
-from stages.diffusion.evidence import (
+from stages.diffusion.header import read_header
+from stages.diffusion.model import save_diffusers
+from stages.harness.file_command import file_command
+from stages.harness.files import replacing, write_json
+from stages.harness.params import load_named_params, load_params
+from stages.harness.paths import add_params_option, clear_errors
+from stages.lineage.digests import TENSORS_HASH, digest_file
+from stages.lineage.in_file import lineage_of
+from stages.lineage.ingredient import Ingredient, check_licences, hash_ingredients
+from stages.releases.card import Choice, model_card
+from stages.releases.evidence import (
     Evidence,
     data_counts,
     publish_samples,
@@ -30,23 +39,14 @@ from stages.diffusion.evidence import (
     thumbnail,
     winner_samples,
 )
-from stages.diffusion.file_lineage import lineage_of
-from stages.diffusion.header import read_header
-from stages.diffusion.ingredient import Ingredient, check_licences, hash_ingredients
-from stages.diffusion.model import save_diffusers
-from stages.diffusion.model_card import Choice, model_card
-from stages.diffusion.modelspec import (
+from stages.releases.modelspec import (
     ReleaseParams,
     check_filled_in,
     release_metadata,
     write_release,
 )
-from stages.diffusion.shares import leaf_shares, merge_shares, named_shares
-from stages.diffusion.verification import HASHES, verify_release
-from stages.harness.file_command import file_command
-from stages.harness.files import replacing, write_json
-from stages.harness.params import load_named_params, load_params
-from stages.harness.paths import add_params_option, clear_errors
+from stages.releases.shares import leaf_shares, merge_shares, named_shares
+from stages.releases.verification import HASHES, verify_release
 
 
 def run(

@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from stages.diffusion.ancestry import made_from, read_parent
 from stages.harness.counted import counted
 from stages.harness.files import sha256_file, sha256_folder, sha256_json
 from stages.harness.params import load_params
@@ -37,10 +36,11 @@ from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import replacing_folder, work_dir
 from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
+from stages.lineage.ancestry import made_from, read_parent
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
-    from stages.diffusion.ranks import Ranks
-    from stages.diffusion.train_params import TrainParams
+    from stages.training.params import TrainParams
+    from stages.training.ranks import Ranks
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_-]+")
 ROOT = Path(__file__).parent.parent
@@ -77,11 +77,11 @@ def run(
         ValueError: if an input is bad, or training diverges.
         OSError: if a file is missing, another process is at the same work, or the disk is full.
     """
-    from stages.diffusion.encode import as_example
     from stages.diffusion.header import read_header
-    from stages.diffusion.loop import train
     from stages.diffusion.model import Base
-    from stages.diffusion.train_report import metrics, write_reports
+    from stages.training.encode import as_example
+    from stages.training.loop import train
+    from stages.training.report import metrics, write_reports
 
     entries, validation_entries = (read_manifest(path) for path in manifests)
     parent = read_parent(base, read_header(base).metadata)
@@ -89,7 +89,7 @@ def run(
         side: sha256_file(p) for side, p in zip(("train", "validation"), manifests, strict=True)
     }
     inputs = {"base": parent.sha256, "config": sha256_folder(config), **data}
-    inputs |= {"code": code_hash("stages.train"), "encoding": code_hash("stages.diffusion.encode")}
+    inputs |= {"code": code_hash("stages.train"), "encoding": code_hash("stages.training.encode")}
     recipe = {"kind": "train", "run": name, "params": params.without_ends(), "data": data}
     fingerprint = sha256_json([params.without_ends(), inputs, name])
     work = work or work_dir()
@@ -161,8 +161,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if processes != "1" and "WORLD_SIZE" not in os.environ:
         _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
-    from stages.diffusion.ranks import joined
-    from stages.diffusion.train_params import TrainParams
+    from stages.training.params import TrainParams
+    from stages.training.ranks import joined
 
     with clear_errors(), joined() as ranks:
         if not RUN_NAME.fullmatch(options.run):

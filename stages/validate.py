@@ -23,7 +23,7 @@ from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
-    from stages.diffusion.train_params import TrainParams
+    from stages.training.params import TrainParams
 
 DIGITS = 8  # of losses; float32 has no more to tell
 
@@ -49,9 +49,9 @@ def run(
         ValueError: if a file does not fit the config, or a picture is bad.
         OSError: if a file is missing.
     """
-    from stages.diffusion.encode import as_example
-    from stages.diffusion.scoring import score_checkpoints
-    from stages.diffusion.validation import paired_interval
+    from stages.training.encode import as_example
+    from stages.training.scoring import score_checkpoints
+    from stages.training.validation import paired_interval
 
     found = score_checkpoints(
         weights,
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(argv)
     wait_politely()
-    from stages.diffusion.train_params import TrainParams
+    from stages.training.params import TrainParams
 
     with clear_errors():
         params = load_params(f"train.{options.run}", TrainParams, options.params)

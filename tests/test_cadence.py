@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from stages.diffusion import cadence as cadence_module
-from stages.diffusion import loop
-from stages.diffusion.cadence import SHARE, Cadence
-from stages.diffusion.checkpoint import save_checkpoint
+from stages.training import cadence as cadence_module
+from stages.training import loop
+from stages.training.cadence import SHARE, Cadence
+from stages.training.checkpoint import save_checkpoint
 from tests.tiny_training import base, one_thread, start
 
 __all__ = ["base", "one_thread"]  # fixtures are found by their names

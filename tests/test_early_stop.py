@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stages.diffusion.early_stop import stop_epoch
-from stages.diffusion.validation import Floats
+from stages.training.early_stop import stop_epoch
+from stages.training.validation import Floats
 
 EXAMPLES = 400
 CURVES = Path(__file__).parent / "curves"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.diffusion import encode
-from stages.diffusion.dataset import Dataset
-from stages.diffusion.encode import Example, Examples, encode_examples, shortened
 from stages.diffusion.model import load_models
 from stages.harness.files import sha256_file
 from stages.images.bucket import Bucket
+from stages.training import encode
+from stages.training.dataset import Dataset
+from stages.training.encode import Example, Examples, encode_examples, shortened
 from tests.tiny_sd import MAX_LENGTH
 from tests.tiny_training import EXAMPLES, base, one_thread, picture
 

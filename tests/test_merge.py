@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from stages import merge, release
-from stages.diffusion.ancestry import ANCESTRY, RECIPE, made_from, read_lineage, read_parent
-from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.expression import MAX_CHARS, parse_expression
 from stages.diffusion.header import read_header
-from stages.diffusion.merge_blocks import sum_warning
-from stages.diffusion.merge_files import POSITIONS, merge_files
-from stages.diffusion.merge_text import format_sum, format_weight
 from stages.diffusion.model import write_single_file
-from stages.diffusion.model_card import ancestor_tree
-from stages.diffusion.shares import ancestor_shares
 from stages.diffusion.single_file import POSITION_IDS
+from stages.lineage.ancestry import ANCESTRY, RECIPE, made_from, read_lineage, read_parent
+from stages.lineage.digests import TENSORS_HASH
 from stages.merge import main
+from stages.merging.blocks import sum_warning
+from stages.merging.expression import MAX_CHARS, parse_expression
+from stages.merging.files import POSITIONS, merge_files
+from stages.merging.text import format_sum, format_weight
+from stages.releases.card import ancestor_tree
+from stages.releases.shares import ancestor_shares
 from tests.test_single_file import save
 from tests.tiny_sd import TinySD, tiny_sd
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from stages.diffusion.ancestry import ANCESTRY, RECIPE
-from stages.diffusion.expression import parse_expression, substituted
 from stages.diffusion.header import BITS, header_bytes, read_header
-from stages.diffusion.merge_files import Dtype, merge_files
-from stages.diffusion.merge_table import METHODS, PRESETS, Parameter
-from stages.diffusion.merge_terms import model_names
-from stages.diffusion.merge_text import format_sum
+from stages.lineage.ancestry import ANCESTRY, RECIPE
+from stages.merging.expression import parse_expression, substituted
+from stages.merging.files import Dtype, merge_files
+from stages.merging.table import METHODS, PRESETS, Parameter
+from stages.merging.terms import model_names
+from stages.merging.text import format_sum
 
 KEY = "model.diffusion_model.out.2.weight"
 VALUES = {"a": Fraction(2, 7), "b": Fraction(-3), "c": Fraction(11, 5), "vodka_v": Fraction(1, 13)}

@@ -15,11 +15,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.diffusion.expression import parse_expression
 from stages.diffusion.header import read_header
-from stages.diffusion.merge_blocks import at_key, block_of, part_of
-from stages.diffusion.merge_files import merge_files
-from stages.diffusion.merge_methods import (
+from stages.diffusion.model import load_models
+from stages.diffusion.single_file import UNET, normal_keys
+from stages.merge import main
+from stages.merging.blocks import at_key, block_of, part_of
+from stages.merging.expression import parse_expression
+from stages.merging.files import merge_files
+from stages.merging.methods import (
     dare,
     model_stock,
     similarity,
@@ -27,12 +30,9 @@ from stages.diffusion.merge_methods import (
     ties,
     train_difference,
 )
-from stages.diffusion.merge_source import CONV_IN, open_source
-from stages.diffusion.merge_table import METHODS
-from stages.diffusion.merge_terms import model_weights
-from stages.diffusion.model import load_models
-from stages.diffusion.single_file import UNET, normal_keys
-from stages.merge import main
+from stages.merging.source import CONV_IN, open_source
+from stages.merging.table import METHODS
+from stages.merging.terms import model_weights
 from tests.test_single_file import save
 from tests.tiny_sd import TinySD, tiny_sd
 

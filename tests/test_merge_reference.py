@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.diffusion.merge_files import merge_files
-from stages.diffusion.merge_methods import (
+from stages.merging.files import merge_files
+from stages.merging.methods import (
     dare,
     model_stock,
     similarity,

@@ -15,15 +15,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from stages.diffusion import hash_process, hashing, writing
-from stages.diffusion.ancestry import RECIPE
-from stages.diffusion.expression import parse_expression
+from stages.diffusion import writing
 from stages.diffusion.header import header_bytes, read_header
-from stages.diffusion.merge_files import Dtype, merge_files
-from stages.diffusion.merge_memory import held_bytes
-from stages.diffusion.merge_source import open_source
-from stages.diffusion.merge_terms import model_names
+from stages.lineage.ancestry import RECIPE
 from stages.merge import main
+from stages.merging import hash_process, hashing
+from stages.merging.expression import parse_expression
+from stages.merging.files import Dtype, merge_files
+from stages.merging.memory import held_bytes
+from stages.merging.source import open_source
+from stages.merging.terms import model_names
 
 ROOT = Path(__file__).parent.parent
 KEY = "model.diffusion_model.input_blocks.4.0.in_layers.2.weight"

@@ -4,9 +4,9 @@ import pytest
 import torch
 from dadaptation import DAdaptAdam as Reference  # type: ignore[import-untyped]
 
-from stages.diffusion.dadaptation import DAdaptAdam
-from stages.diffusion.optimizers import OPTIMIZERS, build_optimizer
-from stages.diffusion.schedule import rate_factor
+from stages.training.dadaptation import DAdaptAdam
+from stages.training.optimizers import OPTIMIZERS, build_optimizer
+from stages.training.schedule import rate_factor
 
 
 def test_our_dadaptation_equals_the_package_step_by_step(

@@ -15,17 +15,17 @@ import yaml
 
 from stages import select
 from stages.choice.rule import RuleParams
-from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.merge_recipe import Recipe
-from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.train_params import TrainParams
 from stages.drawing.grid_params import GridParams
 from stages.harness.params import load_named_params, load_params
 from stages.images.download_params import DownloadParams
+from stages.lineage.ingredient import Ingredient
+from stages.merging.recipe import Recipe
 from stages.midjourney.reject import FilterParams
+from stages.releases.modelspec import ReleaseParams
 from stages.report import ReportParams
 from stages.split import SplitParams
 from stages.split_part import PartParams
+from stages.training.params import TrainParams
 from tests.imports import ROOT, import_closure
 
 PROFILES = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -310,6 +310,8 @@ def test_nouns_do_not_import_verbs_and_torch_stays_in_its_place(path: Path) -> N
         "midjourney",
         "images",
         "harness",
+        "lineage",
+        "releases",
         "choice",
         "comfy",
         "drawing",

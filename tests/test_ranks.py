@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from stages.diffusion.ranks import Ranks
 from stages.harness.files import sha256_file
+from stages.training.ranks import Ranks
 from tests.tiny_training import (
     PARAMS,
     ROOT,

@@ -23,7 +23,11 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from stages.diffusion.ancestry import (
+from stages.diffusion.header import read_header
+from stages.diffusion.model import load_models, save_single_file, write_single_file
+from stages.drawing.manifest import Entry
+from stages.harness.files import write_json
+from stages.lineage.ancestry import (
     RECIPE,
     Ancestor,
     Lineage,
@@ -31,17 +35,13 @@ from stages.diffusion.ancestry import (
     read_lineage,
     read_parent,
 )
-from stages.diffusion.digests import TENSORS_HASH
-from stages.diffusion.evidence import Evidence
-from stages.diffusion.header import read_header
-from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.merge_files import merge_files
-from stages.diffusion.model import load_models, save_single_file, write_single_file
-from stages.diffusion.modelspec import ReleaseParams, prediction_type
-from stages.drawing.manifest import Entry
-from stages.harness.files import write_json
+from stages.lineage.digests import TENSORS_HASH
+from stages.lineage.ingredient import Ingredient
 from stages.merge import main as merge_main
+from stages.merging.files import merge_files
 from stages.release import main, run
+from stages.releases.evidence import Evidence
+from stages.releases.modelspec import ReleaseParams, prediction_type
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
 

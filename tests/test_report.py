@@ -19,26 +19,26 @@ from PIL import Image
 from stages import grid_sheet, release, select, split
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
-from stages.diffusion.ancestry import Ancestor, Lineage, made_from, read_parent
 from stages.diffusion.header import read_header
-from stages.diffusion.history import History
-from stages.diffusion.ingredient import Ingredient
-from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
-from stages.diffusion.modelspec import ReleaseParams
-from stages.diffusion.train_report import write_reports
 from stages.drawing.cache import CellCache
 from stages.drawing.cell import Cell
 from stages.drawing.manifest import Entry, Manifest, entry_name, publish
 from stages.harness.files import sha256_file, write_json
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
+from stages.lineage.ancestry import Ancestor, Lineage, made_from, read_parent
+from stages.lineage.ingredient import Ingredient
+from stages.merging.files import merge_files
 from stages.page.descent import BOX_HEIGHT, trace
 from stages.page.findings import Named, same_name, sheet_name
 from stages.page.site import Sources, size
 from stages.page.tournament import draw_tournament
+from stages.releases.modelspec import ReleaseParams
 from stages.report import ReportParams, main, run
 from stages.sheets.sheet_params import SheetParams
+from stages.training.history import History
+from stages.training.report import write_reports
 from tests.tiny_training import PARAMS as TRAINING
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'

@@ -23,16 +23,16 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from stages.diffusion.ancestry import read_lineage
-from stages.diffusion.draw import Drawn
 from stages.diffusion.header import read_header
-from stages.diffusion.learner import Learner, Step
-from stages.diffusion.loop import Trained, train
 from stages.diffusion.model import Base, load_models
-from stages.diffusion.train_params import TrainParams
 from stages.harness.files import sha256_bytes, sha256_file
 from stages.harness.scratch import exclusive
+from stages.lineage.ancestry import read_lineage
 from stages.train import main
+from stages.training.draw import Drawn
+from stages.training.learner import Learner, Step
+from stages.training.loop import Trained, train
+from stages.training.params import TrainParams
 from tests.tiny_training import (
     EXAMPLES,
     HELD_OUT,

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.diffusion.dataset import CAPTION, LATENTS, Dataset, epoch_batches
-from stages.diffusion.draw import Drawn, stratified_timestep
-from stages.diffusion.ranks import alone
-from stages.diffusion.validation import everydream2_loss, paired_interval, validation_errors
+from stages.training.dataset import CAPTION, LATENTS, Dataset, epoch_batches
+from stages.training.draw import Drawn, stratified_timestep
+from stages.training.ranks import alone
+from stages.training.validation import everydream2_loss, paired_interval, validation_errors
 
 
 def dataset(folder: Path, ids: list[str]) -> Dataset:

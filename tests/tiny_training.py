@@ -20,14 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from stages.diffusion.encode import Example
-from stages.diffusion.loop import Trained, train
 from stages.diffusion.model import Base, save_single_file
-from stages.diffusion.ranks import joined
 from stages.diffusion.sample import SamplingParams
-from stages.diffusion.train_params import SamplesParams, TrainParams
 from stages.harness.files import sha256_file
 from stages.harness.params import load_params
+from stages.training.encode import Example
+from stages.training.loop import Trained, train
+from stages.training.params import SamplesParams, TrainParams
+from stages.training.ranks import joined
 from tests.tiny_sd import make_tiny_sd
 
 ROOT = Path(__file__).parent.parent

@@ -28,10 +28,10 @@ from models.base.pictures import CorpusParams, read_corpus
 from models.base.tuning import finetune_gain, glossy_examples, style_shift
 from stages.diffusion.model import load_models
 from stages.diffusion.sample import SamplingParams
-from stages.diffusion.train_params import TrainParams
 from stages.harness.files import replacing, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import clear_errors, stage_paths
+from stages.training.params import TrainParams
 
 FROM_REPORTS = {
     "clip.json": ("clip_retrieval", "clip_retrieval_heldout"),

@@ -37,18 +37,18 @@ from models.base.pictures import (
     read_corpus,
     resized,
 )
-from stages.diffusion.checkpoint import (
+from stages.harness.files import sha256_file, sha256_json, write_json
+from stages.harness.params import Params, load_params
+from stages.harness.paths import clear_errors, stage_paths
+from stages.harness.scratch import exclusive, work_dir
+from stages.training.checkpoint import (
     interruptions,
     load_checkpoint,
     load_optimizer_state,
     optimizer_state,
     save_checkpoint,
 )
-from stages.diffusion.loss import min_snr_weights, prediction_errors, stratified_timesteps
-from stages.harness.files import sha256_file, sha256_json, write_json
-from stages.harness.params import Params, load_params
-from stages.harness.paths import clear_errors, stage_paths
-from stages.harness.scratch import exclusive, work_dir
+from stages.training.loss import min_snr_weights, prediction_errors, stratified_timesteps
 
 STYLED_SHARE = 0.65  # of captions name their style; the rest draw in any
 MAX_GRADIENT_NORM = 1.0

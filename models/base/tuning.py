@@ -14,13 +14,13 @@ from models.base.drawing import SIDE_PX, draw_all
 from models.base.heldout import planned_caption
 from models.base.judge import similarities
 from models.base.pictures import BASE_STYLES, STYLE_WORDS, Corpus, as_pixel_values
-from stages.diffusion.encode import Example
-from stages.diffusion.loop import train
 from stages.diffusion.model import Base, Models, load_models
 from stages.diffusion.sample import SamplingParams
-from stages.diffusion.train_params import TrainParams
 from stages.images.holdout import validation_rows
 from stages.images.manifest import read_manifest, read_pictures
+from stages.training.encode import Example
+from stages.training.loop import train
+from stages.training.params import TrainParams
 
 VALIDATION_FRACTION = 0.15  # as the recipe's
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from stages.diffusion.ancestry import Lineage, read_lineage
-from stages.diffusion.expression import parse_expression
-from stages.diffusion.merge_text import format_weight
-from stages.diffusion.shares import leaf_shares
+from stages.lineage.ancestry import Lineage, read_lineage
+from stages.merging.expression import parse_expression
+from stages.merging.text import format_weight
+from stages.releases.shares import leaf_shares
 
 # px in the drawing
 BOX_WIDTH, BOX_HEIGHT = 168, 58

@@ -35,7 +35,7 @@ from tests.tiny_training import PARAMS as TRAIN
 
 PICTURES = 48
 DELAY_S = 0.02  # of the server's answers
-PRELOADED = ["stages.download", "stages.train", "stages.diffusion.loop"]
+PRELOADED = ["stages.download", "stages.train", "stages.training.loop"]
 TOLD_EVERY = 20
 LIMIT_S = 300.0  # for one run, on a machine however busy
 # In one thread: the bits of a sum depend on their number.

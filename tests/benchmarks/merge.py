@@ -30,12 +30,12 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from stages.diffusion import hash_process
 from stages.diffusion.header import read_header
-from stages.diffusion.merge_files import merge_files
 from stages.diffusion.model import write_single_file
 from stages.diffusion.single_file import POSITION_IDS
 from stages.harness.files import sha256_file
+from stages.merging import hash_process
+from stages.merging.files import merge_files
 from tests.test_single_file import sd15_networks, shapes_on_meta
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json, write_tokenizer
 

@@ -26,10 +26,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from stages.diffusion.encode import Example
-from stages.diffusion.loop import Trained, train
 from stages.diffusion.model import Base, load_models, save_single_file
-from stages.diffusion.ranks import alone
+from stages.training.encode import Example
+from stages.training.loop import Trained, train
+from stages.training.ranks import alone
 from tests.benchmarks.train import PARAMS, ROOT, sd15
 from tests.tiny_training import picture, wait_for
 

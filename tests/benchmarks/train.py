@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from stages.diffusion.dataset import CAPTION, LATENTS, NO_CAPTION, Dataset, ahead
-from stages.diffusion.draw import Drawn, draw_training
-from stages.diffusion.learner import Learner
 from stages.diffusion.model import Models, load_models
-from stages.diffusion.part import make_parts
-from stages.diffusion.ranks import Ranks, alone, joined
-from stages.diffusion.train_params import TrainParams
 from stages.harness.params import load_params
+from stages.training.dataset import CAPTION, LATENTS, NO_CAPTION, Dataset, ahead
+from stages.training.draw import Drawn, draw_training
+from stages.training.learner import Learner
+from stages.training.params import TrainParams
+from stages.training.part import make_parts
+from stages.training.ranks import Ranks, alone, joined
 from tests.test_single_file import sd15_networks
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,82 @@
+"""What a run keeps of its epochs in its scratch folder: weights, and pictures to look at."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from stages.diffusion.model import Base, Models, save_trained
+from stages.harness.files import sha256_json
+from stages.training.history import History
+from stages.training.params import TrainParams
+from stages.training.part import Part
+from stages.training.preview import draw_preview
+
+
+class Kept:
+    """The files by epoch: which are wanted, where they lie, and how they come to be."""
+
+    def __init__(self, scratch: Path, params: TrainParams) -> None:
+        self.weights = scratch / "weights"
+        self.samples = scratch / "samples"
+        self.params = params
+
+    def weights_paths(self, history: History) -> dict[int, Path]:
+        """Name the single files that are kept of a run with this history."""
+        return {epoch: self._weights_path(epoch) for epoch in history.kept(self.params)}
+
+    def sample_paths(self, end: int) -> dict[int, Path]:
+        """Find the pictures that were drawn up to an epoch."""
+        paths = {epoch: self._sample_path(epoch) for epoch in range(1, end + 1)}
+        return {epoch: path for epoch, path in paths.items() if path.is_file()}
+
+    def write(
+        self,
+        history: History,
+        base: Base,
+        models: Models,
+        parts: dict[str, Part],
+        metadata: Mapping[str, str],
+    ) -> None:
+        """Write what is wanted of the last epoch of a history.
+
+        Args:
+            history: of the run so far.
+            base: gives what `models` no longer holds.
+            models: the trained networks among them.
+            parts: what learnt, by name.
+            metadata: written into the weights, with the epoch.
+        """
+        epoch = len(history) - 1
+        samples, sample_path = self.params.samples, self._sample_path(epoch)
+        is_drawn = samples.every_epochs and epoch % samples.every_epochs == 0
+        with as_kept(parts):
+            if path := self.weights_paths(history).get(epoch):
+                text = {**metadata, "epoch": str(epoch)}
+                save_trained(path, base.weights, models, parts, text)
+            if is_drawn and not sample_path.is_file():
+                side_px, precision = self.params.resolution, self.params.precision
+                draw_preview(sample_path, base, models, samples, side_px, precision)
+
+    def drop_once_best(self, history: History) -> None:
+        """Delete weights that were the best for a while, and are no longer wanted."""
+        wanted = set(self.weights_paths(history).values())
+        for path in {*self.weights.glob("epoch_*.safetensors")} - wanted:
+            path.unlink()
+
+    def _weights_path(self, epoch: int) -> Path:
+        return self.weights / f"epoch_{epoch:03}.safetensors"
+
+    def _sample_path(self, epoch: int) -> Path:
+        """Name the picture of an epoch; other prompts are another series."""
+        series = sha256_json(dataclasses.asdict(self.params.samples))[:8]
+        return self.samples / series / f"epoch_{epoch:03}.png"
+
+
+@contextmanager
+def as_kept(parts: dict[str, Part]) -> Iterator[None]:
+    """Let all parts hold the weights that would be kept, for a while."""
+    with ExitStack() as stack:
+        for part in parts.values():
+            stack.enter_context(part.as_kept())
+        yield

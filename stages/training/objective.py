@@ -1,0 +1,30 @@
+"""What the UNet is to predict: base, config folder and params must mean the same."""
+
+from stages.diffusion.header import read_header
+from stages.diffusion.model import Base, Models
+from stages.training.loss import V_PREDICTION
+from stages.training.params import TrainParams
+
+
+def settle_objective(models: Models, base: Base, params: TrainParams) -> None:
+    """See that base and params mean the same objective; then let the noise schedule follow it.
+
+    Raises:
+        ValueError: if they do not; the message names who says what.
+    """
+    config = models.noise_scheduler.config
+    says = read_header(base.weights).metadata.get("modelspec.prediction_type")
+    stated = {
+        str(base.config): config.prediction_type,
+        str(base.weights): {"v": V_PREDICTION}.get(says or "", says),
+    }
+    for where, prediction_type in stated.items():
+        if prediction_type not in (None, params.prediction_type):
+            raise ValueError(
+                f"prediction_type is {params.prediction_type!r} in params, but {where} says "
+                f"{prediction_type!r}; say the same, or start from another base"
+            )
+    if params.zero_terminal_snr:
+        models.noise_scheduler = type(models.noise_scheduler).from_config(
+            config, rescale_betas_zero_snr=True
+        )

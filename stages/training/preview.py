@@ -1,0 +1,43 @@
+"""Pictures drawn while a run goes on, for a person to see where it goes."""
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+
+from stages.diffusion.model import Base, Models, load_models
+from stages.diffusion.sample import draw
+from stages.harness.files import replacing
+from stages.training.params import PRECISIONS, SamplesParams
+
+
+def draw_preview(
+    path: Path, base: Base, trained: Models, samples: SamplesParams, side_px: int, precision: str
+) -> None:
+    """Draw every prompt once and write the pictures side by side as a PNG.
+
+    Args:
+        path: of the PNG.
+        base: gives what `trained` no longer holds, the autoencoder above all.
+        trained: the UNet in it is drawn with, and the text encoder if it still has its weights.
+        samples: what to draw.
+        side_px: of each picture.
+        precision: of the arithmetic, a key of PRECISIONS.
+    """
+    unet = trained.unet
+    models = load_models(base.weights, base.config)
+    models.unet = unet
+    if trained.text_encoder.device.type != "meta":
+        models.text_encoder = trained.text_encoder
+    for network in (models.vae, models.text_encoder):
+        nn.Module.to(network, unet.device).eval()
+    seeds = [samples.seed + i for i in range(len(samples.prompts))]
+    dtype = PRECISIONS[precision]
+    with torch.autocast(unet.device.type, dtype, enabled=dtype != torch.float32):
+        pictures = draw(models, samples.prompts, seeds, side_px, side_px, samples.sampling)
+    row = Image.new("RGB", (side_px * len(pictures), side_px))
+    for i, picture in enumerate(pictures):
+        row.paste(picture, (i * side_px, 0))
+    with replacing(path) as scratch:
+        row.save(scratch, "PNG")
