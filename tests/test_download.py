@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import resource
 import socket
 import subprocess
@@ -595,7 +596,7 @@ def test_two_processes_do_not_share_a_scratch(tmp_path: Path) -> None:
             check=False,
         )
     assert done.returncode == 1
-    assert f"process {os.getpid()} is still at work here" in done.stderr
+    assert re.search(rf"process {os.getpid()} \(.*\) is still at work here", done.stderr)
     with exclusive(folder):
         pass
 
