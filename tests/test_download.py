@@ -29,7 +29,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from stages.download import run
@@ -43,7 +43,7 @@ from stages.images.download_params import DownloadParams
 from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
 from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
-from stages.images.metadata import without_metadata
+from stages.images.metadata import read_orientation, without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
 from stages.images.plan import one_link_per_picture, plan, read_links
@@ -982,6 +982,37 @@ def test_a_picture_loses_its_words_and_no_pixel(suffix: str, tmp_path: Path) -> 
         assert (after.mode, after.size) == (before.mode, before.size)
         assert after.tobytes() == before.tobytes()
         assert after.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_that_lies_on_its_side_stays_so_for_those_who_turn_it_and_names_nobody(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "SomeUser"  # artist
+    exif[0x0112] = orientation
+    path = tmp_path / f"picture{suffix}"
+    Image.linear_gradient("L").resize((41, 33)).convert("RGB").save(path, exif=exif)
+    plain = without_metadata(path.read_bytes())
+    assert b"SomeUser" not in plain
+    assert without_metadata(plain) == plain
+    with Image.open(path) as before, Image.open(io.BytesIO(plain)) as after:
+        seen = ImageOps.exif_transpose(after)
+        assert seen.tobytes() == ImageOps.exif_transpose(before).tobytes()
+        assert list(after.getexif()) == ([0x0112] if orientation > 1 else [])
+    picture = verify(path, 10**6, 10**6)
+    assert isinstance(picture, Picture)
+    assert (picture.width, picture.height) == seen.size
+    assert picture.sha256 == sha256(plain).hexdigest()
+    # ours is as sound as what came
+    path.write_bytes(plain)
+    assert verify(path, 10**6, 10**6) == picture
+
+
+@given(st.binary(max_size=40), st.sampled_from([b"", b"II*\0", b"MM\0*", b"MM\0*\0\0\0\x08"]))
+def test_exif_that_is_none_is_no_crash_and_turns_nothing_oddly(rest: bytes, head: bytes) -> None:
+    assert read_orientation(head + rest) in range(1, 9)
 
 
 def test_what_programs_put_behind_a_picture_is_left_out(tmp_path: Path) -> None:
