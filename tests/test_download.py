@@ -42,7 +42,7 @@ from stages.images.address import is_public
 from stages.images.download_params import DownloadParams
 from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
-from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
+from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import read_orientation, without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
@@ -251,6 +251,18 @@ def test_a_host_is_asked_no_faster_than_the_params_say(
     assert len(at) == len(names) + 2  # a redirect and a second try count, too
     assert at[-1] - at[0] > 0.9 * (len(at) - 1) / rate
     assert all(later - first > 0.5 / rate for first, later in itertools.pairwise(at))
+
+
+def test_a_host_is_one_host_however_it_is_spelt(image_server: ImageServer, tmp_path: Path) -> None:
+    link = image_server.link("fox")
+    spellings = ["localhost", "LOCALHOST", "LocalHost", "localHOST"]
+    links = {f"{i}": link.replace("127.0.0.1", host) for i, host in enumerate(spellings)}
+    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=10.0))
+    assert report["fetched"] == len(spellings)
+    first, last = min(image_server.asked_at), max(image_server.asked_at)
+    assert last - first > 0.28
+    assert host_key("https://a.org.:443/x") == host_key("http://A.org:80/y") == "a.org"
+    assert host_key("https://a.org:80/x") == "a.org:80"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ SIGNATURE = ("ex", "is", "hm")
 # media.discordapp.net scales and converts by these
 CONVERSION = ("format", "quality", "width", "height")
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
 
 def is_link(link: str) -> bool:
     """Tell whether a link is an http(s) address with a host, no password, and no way up."""
@@ -48,6 +50,17 @@ def picture_key(link: str) -> str:
     if is_signed or parts.hostname in DISCORD_HOSTS:
         parts = parts._replace(query="")
     return parts._replace(fragment="").geturl()
+
+
+def host_key(link: str) -> str:
+    """Name the host that a link or address asks, however it is spelt.
+
+    >>> host_key("https://CDN.example.com.:443/a.png"), host_key("http://cdn.example.com:81/a.png")
+    ('cdn.example.com', 'cdn.example.com:81')
+    """
+    parts = urlsplit(link)
+    host = (parts.hostname or "").rstrip(".")
+    return host if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 def expires_at(link: str) -> int | None:

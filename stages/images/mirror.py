@@ -21,7 +21,11 @@ def check_address(mirror: str) -> None:
     Raises:
         ValueError: naming what is wrong.
     """
-    parts = urlsplit(mirror)
+    try:
+        parts = urlsplit(mirror)
+        parts.port  # noqa: B018  reading it checks its range
+    except ValueError as error:
+        raise ValueError(f"{mirror!r} in mirrors is no address: {error}") from None
     if parts.scheme not in ("http", "https", "s3") or not parts.hostname:
         raise ValueError(f"mirrors are folders, https:// or s3:// addresses, got {mirror!r}")
     if parts.username is not None or parts.query or parts.fragment:
