@@ -46,7 +46,7 @@ from stages.images.link import expires_at, host_key, is_link, mirror_paths, orig
 from stages.images.metadata import read_orientation, without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
-from stages.images.plan import one_link_per_picture, plan, read_links
+from stages.images.plan import one_link_per_picture, plan, read_links, shared_paths
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import outcome_columns, row_outcomes
@@ -302,16 +302,53 @@ def test_a_mirror_s_redirect_to_a_private_address_is_not_followed(
     assert not image_server.asked["fox"]
 
 
-def test_two_pictures_in_one_place_of_a_mirror_do_not_disturb_each_other(
+def test_a_picture_whose_link_has_two_spellings_is_taken_from_a_mirror_for_each(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
     params = replace(MIRROR_ONLY, mirrors=(f"http://127.0.0.1:{image_server.port}",))
-    links = {f"{i}": f"https://{i}.example.org/folder/fox.png?id={i}" for i in range(8)}
+    bases = [f"http{s}://{host}" for s in ("", "s") for host in ("a.org", "A.org", "a.org.")]
+    links = {f"{i}": f"{base}/folder/fox.png" for i, base in enumerate(bases)}
     report = downloaded(tmp_path, links, params)
-    assert report["fetched"] == 8
+    assert report["fetched"] == len(bases)
     assert {stored.facts["sha256"] for stored in read_shards(tmp_path / "images")} == {
         sha256(without_metadata(png("fox"))).hexdigest()
     }
+    assert image_server.asked == {"fox": 1}
+
+
+@pytest.mark.parametrize("other", ["https://b.org/fox.png", "https://a.org/fox.png?id=2"])
+def test_no_mirror_gives_one_picture_for_two(
+    other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cdn = tmp_path / "cdn"
+    cdn.mkdir()
+    for name in ("fox", "hare"):
+        (cdn / f"{name}.png").write_bytes(png(name))
+    params = replace(MIRROR_ONLY, mirrors=(str(cdn),))
+    links = {"1": "https://a.org/fox.png", "2": other, "3": "https://a.org/hare.png"}
+    report = downloaded(tmp_path, links, params)
+    assert stored_ids(tmp_path) == ["3"]
+    assert report["failed"]["not_mirrored"] == 2
+    assert "1 path(s) of links stand for several pictures" in capsys.readouterr().out
+    # each by itself is no riddle
+    for link in (links["1"], other):
+        assert downloaded(tmp_path, {"1": link}, params)["by_source"]["mirror"] == 1
+
+
+def test_a_path_is_shared_however_it_is_quoted_and_not_for_a_signature() -> None:
+    signed = "https://cdn.discordapp.com/attachments/1/2/a.png?ex=6f&is=6e&hm="
+    links = [
+        "https://a.org/x/%61%20b.png",
+        "https://b.org/x/a%20b.png",
+        "https://a.org/x%2520y.png",
+        "https://a.org/x%20y.png",
+        f"{signed}1",
+        f"{signed.replace('cdn.discordapp.com', 'media.discordapp.net')}2&width=9",
+        "no link",
+    ]
+    assert shared_paths(read_links(pa.array(links))) == {"x/a b.png", "x%20y.png"}
+    for none in (["no link"], []):
+        assert not shared_paths(read_links(pa.array(none, pa.string())))
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(

@@ -52,6 +52,17 @@ def picture_key(link: str) -> str:
     return parts._replace(fragment="").geturl()
 
 
+def picture_address(link: str) -> str:
+    """Name the picture as `picture_key` does, alike for all spellings of one address.
+
+    >>> picture_address("http://A.org:80/a%62.png?x=1"), picture_address("https://a.org/ab.png?x=1")
+    ('a.org/ab.png?x=1', 'a.org/ab.png?x=1')
+    """
+    key = picture_key(link)
+    parts = urlsplit(key)
+    return f"{host_key(key)}{unquote(parts.path)}?{parts.query}"
+
+
 def host_key(link: str) -> str:
     """Name the host that a link or address asks, however it is spelt.
 

@@ -3,7 +3,7 @@
 An address is the base of a web server, `https://host/base`, or of a bucket, `s3://bucket/base`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -50,9 +50,17 @@ def check_mirrors(mirrors: Sequence[str]) -> None:
             )
 
 
-def places(link: str, mirrors: Sequence[str]) -> list[str]:
-    """List where mirrors may hold a link's picture, in their order: paths and addresses."""
+def places(link: str, mirrors: Sequence[str], shared: Set[str] = frozenset()) -> list[str]:
+    """List where mirrors may hold a link's picture, in their order: paths and addresses.
+
+    Args:
+        link: of the picture.
+        mirrors: folders and addresses.
+        shared: paths below a mirror that several pictures share: nobody knows whose lies there.
+    """
     below = mirror_paths(link)
+    if not shared.isdisjoint(below):
+        return []
     found: list[str] = []
     for mirror in mirrors:
         if is_address(mirror):
