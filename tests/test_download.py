@@ -430,6 +430,14 @@ def test_a_failing_disk_stops_the_stage_and_leaves_the_old_shards(
     assert "Traceback" not in done.stderr
     assert shard_bytes(tmp_path / "images") == before
     assert not list(tmp_path.glob("*.partial"))
+    # with room again it goes on, and asks for nothing that it had
+    kept = Kept(tmp_path / ".work/download", "any")
+    had = [f for f, link in links.items() if kept.packed(link) or kept.picture_path(link).exists()]
+    assert had
+    image_server.asked.clear()
+    subprocess.run(command(tmp_path, PARAMS), env=environment(tmp_path), cwd=ROOT, check=True)
+    assert image_server.asked.keys() == links.keys() - set(had)
+    assert stored_ids(tmp_path) == sorted(links)
 
 
 # --- killed, started again --------------------------------------------------------------------
