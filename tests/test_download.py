@@ -30,7 +30,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from stages.download import run
@@ -43,11 +43,11 @@ from stages.images.address import is_public
 from stages.images.download_params import DownloadParams
 from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
-from stages.images.link import expires_at, is_link, mirror_paths, original, picture_key
-from stages.images.metadata import without_metadata
+from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
+from stages.images.metadata import read_orientation, without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
-from stages.images.plan import one_link_per_picture, plan, read_links
+from stages.images.plan import one_link_per_picture, plan, read_links, shared_paths
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import outcome_columns, row_outcomes
@@ -254,6 +254,18 @@ def test_a_host_is_asked_no_faster_than_the_params_say(
     assert all(later - first > 0.5 / rate for first, later in itertools.pairwise(at))
 
 
+def test_a_host_is_one_host_however_it_is_spelt(image_server: ImageServer, tmp_path: Path) -> None:
+    link = image_server.link("fox")
+    spellings = ["localhost", "LOCALHOST", "LocalHost", "localHOST"]
+    links = {f"{i}": link.replace("127.0.0.1", host) for i, host in enumerate(spellings)}
+    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=10.0))
+    assert report["fetched"] == len(spellings)
+    first, last = min(image_server.asked_at), max(image_server.asked_at)
+    assert last - first > 0.28
+    assert host_key("https://a.org.:443/x") == host_key("http://A.org:80/y") == "a.org"
+    assert host_key("https://a.org:80/x") == "a.org:80"
+
+
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "2130706433", "[::1]", "[::ffff:127.0.0.1]"]
 )
@@ -291,16 +303,53 @@ def test_a_mirror_s_redirect_to_a_private_address_is_not_followed(
     assert not image_server.asked["fox"]
 
 
-def test_two_pictures_in_one_place_of_a_mirror_do_not_disturb_each_other(
+def test_a_picture_whose_link_has_two_spellings_is_taken_from_a_mirror_for_each(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
     params = replace(MIRROR_ONLY, mirrors=(f"http://127.0.0.1:{image_server.port}",))
-    links = {f"{i}": f"https://{i}.example.org/folder/fox.png?id={i}" for i in range(8)}
+    bases = [f"http{s}://{host}" for s in ("", "s") for host in ("a.org", "A.org", "a.org.")]
+    links = {f"{i}": f"{base}/folder/fox.png" for i, base in enumerate(bases)}
     report = downloaded(tmp_path, links, params)
-    assert report["fetched"] == 8
+    assert report["fetched"] == len(bases)
     assert {stored.facts["sha256"] for stored in read_shards(tmp_path / "images")} == {
         sha256(without_metadata(png("fox"))).hexdigest()
     }
+    assert image_server.asked == {"fox": 1}
+
+
+@pytest.mark.parametrize("other", ["https://b.org/fox.png", "https://a.org/fox.png?id=2"])
+def test_no_mirror_gives_one_picture_for_two(
+    other: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cdn = tmp_path / "cdn"
+    cdn.mkdir()
+    for name in ("fox", "hare"):
+        (cdn / f"{name}.png").write_bytes(png(name))
+    params = replace(MIRROR_ONLY, mirrors=(str(cdn),))
+    links = {"1": "https://a.org/fox.png", "2": other, "3": "https://a.org/hare.png"}
+    report = downloaded(tmp_path, links, params)
+    assert stored_ids(tmp_path) == ["3"]
+    assert report["failed"]["not_mirrored"] == 2
+    assert "1 path(s) of links stand for several pictures" in capsys.readouterr().out
+    # each by itself is no riddle
+    for link in (links["1"], other):
+        assert downloaded(tmp_path, {"1": link}, params)["by_source"]["mirror"] == 1
+
+
+def test_a_path_is_shared_however_it_is_quoted_and_not_for_a_signature() -> None:
+    signed = "https://cdn.discordapp.com/attachments/1/2/a.png?ex=6f&is=6e&hm="
+    links = [
+        "https://a.org/x/%61%20b.png",
+        "https://b.org/x/a%20b.png",
+        "https://a.org/x%2520y.png",
+        "https://a.org/x%20y.png",
+        f"{signed}1",
+        f"{signed.replace('cdn.discordapp.com', 'media.discordapp.net')}2&width=9",
+        "no link",
+    ]
+    assert shared_paths(read_links(pa.array(links))) == {"x/a b.png", "x%20y.png"}
+    for none in (["no link"], []):
+        assert not shared_paths(read_links(pa.array(none, pa.string())))
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
@@ -382,6 +431,14 @@ def test_a_failing_disk_stops_the_stage_and_leaves_the_old_shards(
     assert "Traceback" not in done.stderr
     assert shard_bytes(tmp_path / "images") == before
     assert not list(tmp_path.glob("*.partial"))
+    # with room again it goes on, and asks for nothing that it had
+    kept = Kept(tmp_path / ".work/download", "any")
+    had = [f for f, link in links.items() if kept.packed(link) or kept.picture_path(link).exists()]
+    assert had
+    image_server.asked.clear()
+    subprocess.run(command(tmp_path, PARAMS), env=environment(tmp_path), cwd=ROOT, check=True)
+    assert image_server.asked.keys() == links.keys() - set(had)
+    assert stored_ids(tmp_path) == sorted(links)
 
 
 # --- killed, started again --------------------------------------------------------------------
@@ -983,6 +1040,37 @@ def test_a_picture_loses_its_words_and_no_pixel(suffix: str, tmp_path: Path) -> 
         assert (after.mode, after.size) == (before.mode, before.size)
         assert after.tobytes() == before.tobytes()
         assert after.info["icc_profile"] == profile
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_a_picture_that_lies_on_its_side_stays_so_for_those_who_turn_it_and_names_nobody(
+    suffix: str, orientation: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x013B] = "SomeUser"  # artist
+    exif[0x0112] = orientation
+    path = tmp_path / f"picture{suffix}"
+    Image.linear_gradient("L").resize((41, 33)).convert("RGB").save(path, exif=exif)
+    plain = without_metadata(path.read_bytes())
+    assert b"SomeUser" not in plain
+    assert without_metadata(plain) == plain
+    with Image.open(path) as before, Image.open(io.BytesIO(plain)) as after:
+        seen = ImageOps.exif_transpose(after)
+        assert seen.tobytes() == ImageOps.exif_transpose(before).tobytes()
+        assert list(after.getexif()) == ([0x0112] if orientation > 1 else [])
+    picture = verify(path, 10**6, 10**6)
+    assert isinstance(picture, Picture)
+    assert (picture.width, picture.height) == seen.size
+    assert picture.sha256 == sha256(plain).hexdigest()
+    # ours is as sound as what came
+    path.write_bytes(plain)
+    assert verify(path, 10**6, 10**6) == picture
+
+
+@given(st.binary(max_size=40), st.sampled_from([b"", b"II*\0", b"MM\0*", b"MM\0*\0\0\0\x08"]))
+def test_exif_that_is_none_is_no_crash_and_turns_nothing_oddly(rest: bytes, head: bytes) -> None:
+    assert read_orientation(head + rest) in range(1, 9)
 
 
 def test_what_programs_put_behind_a_picture_is_left_out(tmp_path: Path) -> None:

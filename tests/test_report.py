@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stages import grid_sheet, release, select, split
 from stages.choice.rule import RuleParams
@@ -25,13 +25,15 @@ from stages.drawing.cache import CellCache
 from stages.drawing.cell import Cell
 from stages.drawing.manifest import Entry, Manifest, entry_name, publish
 from stages.harness.files import sha256_file, write_json
+from stages.images.metadata import without_metadata
 from stages.images.outcome import Fetched, Picture
-from stages.images.shards import Sample, write_shards
+from stages.images.shards import Sample, read_shards, write_shards
 from stages.lineage.ancestry import Ancestor, Lineage, made_from, read_parent
 from stages.lineage.ingredient import Ingredient
 from stages.merging.files import merge_files
 from stages.page.descent import BOX_HEIGHT, trace
 from stages.page.findings import Named, same_name, sheet_name
+from stages.page.samples import copy_sample
 from stages.page.site import Sources, size
 from stages.page.tournament import draw_tournament
 from stages.releases.modelspec import ReleaseParams
@@ -422,6 +424,25 @@ def test_a_large_picture_of_the_data_is_shown_smaller(site: Path) -> None:
         with Image.open(path) as shown:
             sizes.append(max(shown.size))
     assert sorted(sizes) == [64, 64, 64, 512]
+
+
+@pytest.mark.parametrize("side", [64, 640])
+def test_a_picture_of_the_data_that_lies_on_its_side_is_shown_upright(
+    side: int, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "0.png"
+    picture(0, side).crop((0, 0, side, side // 2)).save(path, exif=exif)
+    content = without_metadata(path.read_bytes())
+    path.write_bytes(content)
+    fetched = Fetched(path, Picture(".png", side // 2, side, sha256_file(path)), "mirror")
+    write_shards([Sample("0", "a tower", fetched, {})], tmp_path, 1)
+    (stored,) = read_shards(tmp_path)
+    shown, width, height = copy_sample(stored, tmp_path / "site", "0")
+    assert width * 2 == height
+    with Image.open(shown) as image:
+        assert ImageOps.exif_transpose(image).size == (width, height)
 
 
 def test_the_same_reports_give_the_same_bytes(recipe: Path, site: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stages.choice.scores import Score, read_scores, write_scores
 from stages.diffusion.aesthetic import LAYERS, WIDTHS, AestheticHead
 from stages.drawing.manifest import Entry, entry_name
 from stages.harness.files import sha256_file
+from stages.images.metadata import without_metadata
 from stages.images.outcome import Fetched, Picture
 from stages.images.shards import Sample, write_shards
 from tests.tiny_clip import make_tiny_clip
@@ -62,11 +63,14 @@ def make_grid(folder: Path) -> Path:
     return folder
 
 
-def make_validation(folder: Path) -> Path:
+def make_validation(folder: Path, *, on_its_side: bool = False) -> Path:
+    folder.mkdir()
     samples = []
     for number in range(40):
         path = folder / f"{number}.png"
         picture(500 + number).save(path)
+        if on_its_side:
+            save_on_its_side(picture(500 + number), path)
         fetched = Fetched(path, Picture(".png", 32, 32, sha256_file(path)), "mirror")
         samples.append(Sample(str(number), f"caption {number}", fetched, {"user": 1}))
     (folder / "images").mkdir()
@@ -74,6 +78,14 @@ def make_validation(folder: Path) -> Path:
     params = split.SplitParams(validation_fraction=0.9, seed=1)
     split.run(folder / "images", folder / "train.parquet", folder / "validation.parquet", params)
     return folder / "validation.parquet"
+
+
+def save_on_its_side(seen: Image.Image, path: Path) -> None:
+    """Save a picture as a camera does that was held upright: EXIF says to turn it clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    seen.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    path.write_bytes(without_metadata(path.read_bytes()))
 
 
 def make_head(path: Path, width: int = CLIP_WIDTH) -> Path:
@@ -101,7 +113,6 @@ def params_with(clip: Path, head: Path) -> ScoreParams:
 
 def test_means_of_every_measure_come_with_intervals_and_as_a_plot(tmp_path: Path) -> None:
     cells, clip = make_grid(tmp_path / "cells"), make_tiny_clip(tmp_path / "clip")
-    (tmp_path / "real").mkdir()
     validation = make_validation(tmp_path / "real")
     params = params_with(clip, make_head(tmp_path / "head.safetensors"))
     outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json", tmp_path / "means.csv")
@@ -125,9 +136,15 @@ def test_means_of_every_measure_come_with_intervals_and_as_a_plot(tmp_path: Path
     assert float(shown["mean"]) == pytest.approx(mean, abs=1e-3)
 
 
+def test_a_real_picture_that_lies_on_its_side_is_compared_as_it_is_seen(tmp_path: Path) -> None:
+    look = judge.Judge(make_tiny_clip(tmp_path / "clip"))
+    upright = look.real(make_validation(tmp_path / "upright"))
+    turned = look.real(make_validation(tmp_path / "turned", on_its_side=True))
+    np.testing.assert_array_equal(turned, upright)
+
+
 def test_nothing_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, clip = make_grid(tmp_path / "cells"), make_tiny_clip(tmp_path / "clip")
-    (tmp_path / "real").mkdir()
     validation = make_validation(tmp_path / "real")
     outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
     grid_score.run(cells, clip, outs, SCORE_PARAMS, validation)

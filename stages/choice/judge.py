@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stages.choice.cmmd import Floats, cmmd
 from stages.choice.score_params import ScoreParams
@@ -83,7 +83,8 @@ class Judge:
             if vector is None:
                 scorer = scorer or _load_scorer(self.clip)
                 with Image.open(io.BytesIO(content)) as picture:
-                    self.vectors.put(entry.sha256, scorer.embed(picture)[0].cpu().numpy())
+                    seen = ImageOps.exif_transpose(picture)
+                    self.vectors.put(entry.sha256, scorer.embed(seen)[0].cpu().numpy())
                 vector = self.vectors.find(entry.sha256)
             assert vector is not None
             found.append(vector)

@@ -12,7 +12,7 @@ from stages.images.address import PrivateAddressError, modest_socket, public_soc
 from stages.images.answer import REDIRECTS, Again, judge_status
 from stages.images.buckets import Buckets
 from stages.images.download_params import DownloadParams
-from stages.images.link import is_link, original
+from stages.images.link import host_key, is_link, original
 from stages.images.outcome import Failed, Source
 from stages.images.pace import Pace
 from stages.images.part import Part
@@ -67,7 +67,7 @@ class Asker:
     async def ask(self, link: str, part: Part, source: Source) -> Failed | None:
         """Ask until there is a final answer or no try left; None: `part` holds all of the body."""
         address = original(link)
-        host, reason = urlsplit(address).netloc, ""
+        host, reason = host_key(address), ""
         for tries in range(self.params.retries + 1):
             if self.pace.rest_s(host) > LONGEST_RETRY_AFTER_S:  # by a word to another link
                 return Failed("rate_limited")
@@ -107,7 +107,7 @@ class Asker:
             # the params vouch for a mirror's own host, not for where it leads
             is_vouched = urlsplit(link).netloc == first
             session = self.sessions[source if is_vouched else "link"]
-            await self.pace.wait(urlsplit(link).netloc)
+            await self.pace.wait(host_key(link))
             async with session.get(link, allow_redirects=False, headers=headers) as response:
                 if response.status not in REDIRECTS:
                     return await self._read(response, part)
@@ -135,6 +135,6 @@ class Asker:
     async def _ask_bucket(self, address: str, part: Part) -> Failed | Again | None:
         """Ask a bucket for an object."""
         parts = urlsplit(address)
-        await self.pace.wait(parts.netloc)
+        await self.pace.wait(host_key(address))
         key = unquote(parts.path).removeprefix("/")
         return await self.buckets.ask(parts.netloc, key, part, self.params.max_bytes)

@@ -19,7 +19,7 @@ from stages.images.metadata import Piece, sha256_parts
 from stages.images.mirror import is_address
 from stages.images.outcome import Failed, Fetched, Outcome, Picture, Source
 from stages.images.part import Part
-from stages.images.plan import plan
+from stages.images.plan import plan, shared_paths
 from stages.images.verify import verified
 
 PLANNED_AT_ONCE = 256  # links; a link may end while those before it are asked
@@ -82,9 +82,16 @@ def _planned(
     links: pa.RecordBatch, params: DownloadParams
 ) -> Iterator[tuple[str, list[str], str | None]]:
     """Give the rows of the plan; each batch of it is made when it is needed."""
+    shared = shared_paths(links) if params.mirrors else frozenset[str]()
+    if shared:
+        print(
+            f"{len(shared):,} path(s) of links stand for several pictures, of other hosts or "
+            "queries: no mirror is asked for these, as it keeps one picture a path",
+            flush=True,
+        )
     for first in range(0, len(links), PLANNED_AT_ONCE):
         batch = links.slice(first, PLANNED_AT_ONCE)
-        rows = plan(batch, params.mirrors, params.use_links, time.time())
+        rows = plan(batch, params.mirrors, params.use_links, time.time(), shared)
         yield from zip(*rows.to_pydict().values(), strict=True)
 
 

@@ -10,6 +10,8 @@ SIGNATURE = ("ex", "is", "hm")
 # media.discordapp.net scales and converts by these
 CONVERSION = ("format", "quality", "width", "height")
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+
 
 def is_link(link: str) -> bool:
     """Tell whether a link is an http(s) address with a host, no password, and no way up."""
@@ -48,6 +50,28 @@ def picture_key(link: str) -> str:
     if is_signed or parts.hostname in DISCORD_HOSTS:
         parts = parts._replace(query="")
     return parts._replace(fragment="").geturl()
+
+
+def picture_address(link: str) -> str:
+    """Name the picture as `picture_key` does, alike for all spellings of one address.
+
+    >>> picture_address("http://A.org:80/a%62.png?x=1"), picture_address("https://a.org/ab.png?x=1")
+    ('a.org/ab.png?x=1', 'a.org/ab.png?x=1')
+    """
+    key = picture_key(link)
+    parts = urlsplit(key)
+    return f"{host_key(key)}{unquote(parts.path)}?{parts.query}"
+
+
+def host_key(link: str) -> str:
+    """Name the host that a link or address asks, however it is spelt.
+
+    >>> host_key("https://CDN.example.com.:443/a.png"), host_key("http://cdn.example.com:81/a.png")
+    ('cdn.example.com', 'cdn.example.com:81')
+    """
+    parts = urlsplit(link)
+    host = (parts.hostname or "").rstrip(".")
+    return host if parts.port in (None, DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
 
 
 def expires_at(link: str) -> int | None:

@@ -3,7 +3,7 @@
 An address is the base of a web server, `https://host/base`, or of a bucket, `s3://bucket/base`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
@@ -21,7 +21,11 @@ def check_address(mirror: str) -> None:
     Raises:
         ValueError: naming what is wrong.
     """
-    parts = urlsplit(mirror)
+    try:
+        parts = urlsplit(mirror)
+        parts.port  # noqa: B018  reading it checks its range
+    except ValueError as error:
+        raise ValueError(f"{mirror!r} in mirrors is no address: {error}") from None
     if parts.scheme not in ("http", "https", "s3") or not parts.hostname:
         raise ValueError(f"mirrors are folders, https:// or s3:// addresses, got {mirror!r}")
     if parts.username is not None or parts.query or parts.fragment:
@@ -46,9 +50,17 @@ def check_mirrors(mirrors: Sequence[str]) -> None:
             )
 
 
-def places(link: str, mirrors: Sequence[str]) -> list[str]:
-    """List where mirrors may hold a link's picture, in their order: paths and addresses."""
+def places(link: str, mirrors: Sequence[str], shared: Set[str] = frozenset()) -> list[str]:
+    """List where mirrors may hold a link's picture, in their order: paths and addresses.
+
+    Args:
+        link: of the picture.
+        mirrors: folders and addresses.
+        shared: paths below a mirror that several pictures share: nobody knows whose lies there.
+    """
     below = mirror_paths(link)
+    if not shared.isdisjoint(below):
+        return []
     found: list[str] = []
     for mirror in mirrors:
         if is_address(mirror):

@@ -38,7 +38,7 @@ class Picture:
     """A file that was decoded to its end."""
 
     suffix: str  # by its content: ".png", ".jpg", ".webp"
-    width: int
+    width: int  # as it is seen, which EXIF may turn
     height: int
     sha256: str  # of the file without its metadata, as it stands in a shard
 

@@ -4,14 +4,15 @@ Each function takes Arrow columns and gives Arrow columns; none reads a clock, a
 so batches may be decided anywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.images.link import expires_at, is_link, picture_key
+from stages.images.link import expires_at, is_link, mirror_paths, picture_address, picture_key
 from stages.images.mirror import places
 
+LINKS_AT_ONCE = 4096  # as objects of Python, each far larger than its bytes
 LAST_TIME_S = 1 << 53  # exact as a float, too
 LINKS = pa.schema(
     [
@@ -69,8 +70,34 @@ def one_link_per_picture(links: pa.RecordBatch) -> pa.Array:
     return best["link_first"].combine_chunks().take(chosen)
 
 
+def shared_paths(links: pa.RecordBatch) -> frozenset[str]:
+    """List the paths below a mirror that several pictures have: those of other hosts or queries.
+
+    Args:
+        links: all of them, of schema LINKS.
+    """
+    columns: list[tuple[pa.Array, pa.Array]] = []
+    for first in range(0, len(links) or 1, LINKS_AT_ONCE):
+        good = links.slice(first, LINKS_AT_ONCE)["picture"].drop_null().to_pylist()
+        pairs = [(path, picture_address(link)) for link in good for path in mirror_paths(link)]
+        columns.append((_strings(path for path, _ in pairs), _strings(whose for _, whose in pairs)))
+    paths, pictures = (pa.chunked_array(parts, pa.string()) for parts in zip(*columns, strict=True))
+    counts = pa.table({"path": paths, "picture": pictures}).group_by("path")
+    counted = counts.aggregate([("picture", "count_distinct")])
+    is_shared = pc.greater(counted["picture_count_distinct"], 1)
+    return frozenset(counted["path"].filter(is_shared).to_pylist())
+
+
+def _strings(texts: Iterable[str]) -> pa.Array:
+    return pa.array(texts, pa.string())
+
+
 def plan(
-    links: pa.RecordBatch, mirrors: Sequence[str], use_links: bool, now: float
+    links: pa.RecordBatch,
+    mirrors: Sequence[str],
+    use_links: bool,
+    now: float,
+    shared: Set[str] = frozenset(),
 ) -> pa.RecordBatch:
     """Say where to look for each picture: in which places of mirrors, and whether at its link.
 
@@ -79,6 +106,7 @@ def plan(
         mirrors: folders and addresses.
         use_links: whether links may be asked at all.
         now: Unix time.
+        shared: paths for which no mirror is asked, as `shared_paths` lists them.
 
     Returns:
         Of schema PLAN, a row for each link. The reasons are of outcome.REASONS.
@@ -89,6 +117,6 @@ def plan(
     names = ["bad_link", "not_mirrored", "expired"]
     reason = pc.case_when(pc.make_struct(is_bad, is_barred, is_over, field_names=names), *names)
     known = zip(links["link"].to_pylist(), is_bad.to_pylist(), strict=True)
-    found = [[] if is_no_link else places(link, mirrors) for link, is_no_link in known]
+    found = [[] if is_no_link else places(link, mirrors, shared) for link, is_no_link in known]
     columns = [links["link"], pa.array(found, PLAN.field("places").type), reason]
     return pa.RecordBatch.from_arrays(columns, schema=PLAN)

@@ -11,7 +11,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from stages.images.metadata import Piece, plain_parts, sha256_parts
+from stages.images.metadata import (
+    Piece,
+    is_on_its_side,
+    parts_and_orientation,
+    sha256_parts,
+)
 from stages.images.outcome import Failed, Picture
 
 # The limits here are the caller's, and they come before decoding; Pillow's own limit only warns.
@@ -52,7 +57,8 @@ def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, list
         max_pixels: width * height; larger pictures are not decoded.
 
     Returns:
-        The picture, and the parts of its bytes that are left without metadata.
+        The picture, as wide and high as it is seen, and the parts of its bytes that are left
+        without metadata.
     """
     if path.stat().st_size > max_bytes:
         return Failed("too_large")
@@ -66,7 +72,9 @@ def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, list
     width, height = size
     if width * height > max_pixels:
         return Failed("too_many_pixels")
-    parts = plain_parts(content)
+    parts, orientation = parts_and_orientation(content)
+    if is_on_its_side(orientation):
+        width, height = height, width
     return Picture(SUFFIXES[name], width, height, sha256_parts(parts)), parts
 
 

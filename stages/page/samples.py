@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stages.drawing.manifest import MANIFEST, Entry, Manifest, read_manifest
 from stages.images.shards import Stored
@@ -86,7 +86,8 @@ def copy_sample(sample: Stored, folder: Path, name: str) -> tuple[Path, int, int
     if suffix not in SUFFIXES:
         raise ValueError(f"{sample.shard}: {sample.member!r} is none of {', '.join(SUFFIXES)}")
     folder.mkdir(parents=True, exist_ok=True)
-    with Image.open(io.BytesIO(content)) as picture:
+    with Image.open(io.BytesIO(content)) as stored:
+        picture = ImageOps.exif_transpose(stored)  # as browsers show the file itself
         if max(picture.size) <= LONGEST_PX:
             path = folder / f"{name}{suffix}"
             path.write_bytes(content)
