@@ -1,9 +1,10 @@
 """Fine-tune a base on the pictures of a manifest, until validation trends up.
 
-  python -m stages.train RUN --base FILE --config DIR --train FILE --validation FILE
+  python -m stages.train RUN --base MODEL --config DIR --train FILE --validation FILE
                              --out DIR --report DIR
 
-RUN names a section of the params, `train.RUN`, such as 512. The folder --out becomes the weights
+MODEL is a .safetensors in the original SD 1.x layout, or a diffusers folder. RUN names a section
+of the params, `train.RUN`, such as 512. The folder --out becomes the weights
 of every checkpoint_every_epochs-th epoch and of the best one, as epoch_010.safetensors; --report
 holds loss.csv, loss_by_timestep.csv, metrics.json, loss.png and the pictures drawn on the way.
 
@@ -14,7 +15,9 @@ Several GPUs train together, to the same losses as one:
 
   torchrun --nproc-per-node 2 -m stages.train RUN …     or     TRAIN_PROCESSES=2 dvc repro
 
-With several machines the project must lie on a disk that all of them share. TRAIN_COMPILE=0 keeps
+With several machines the project must lie on a disk that all of them share. torchrun ends its
+processes 30 s after SIGTERM or Ctrl-C, whatever they do: a checkpoint that takes longer to write is
+then lost, and the run goes on from the one before it. TRAIN_COMPILE=0 keeps
 the UNet from being compiled, which takes a minute or two at the first start on a GPU.
 """
 
@@ -64,7 +67,7 @@ def run(
 
     Args:
         name: of the run.
-        base: a single file in the original SD 1.x layout.
+        base: a single file in the original SD 1.x layout, or a diffusers folder.
         config: the diffusers folder that describes it.
         manifests: of the examples to train on, and of those to validate on.
         out: becomes the folder of weights; that of an earlier run is replaced.
@@ -77,12 +80,16 @@ def run(
         ValueError: if an input is bad, or training diverges.
         OSError: if a file is missing, another process is at the same work, or the disk is full.
     """
+    from stages.diffusion.folder import single_file_of
     from stages.diffusion.header import read_header
     from stages.diffusion.model import Base
     from stages.training.encode import as_example
     from stages.training.loop import train
     from stages.training.report import metrics, write_reports
 
+    work = work or work_dir()
+    if base.is_dir():
+        base = single_file_of(base, work / "bases")
     entries, validation_entries = (read_manifest(path) for path in manifests)
     parent = read_parent(base, read_header(base).metadata)
     data = {
@@ -92,7 +99,6 @@ def run(
     inputs |= {"code": code_hash("stages.train"), "encoding": code_hash("stages.training.encode")}
     recipe = {"kind": "train", "run": name, "params": params.without_ends(), "data": data}
     fingerprint = sha256_json([params.without_ends(), inputs, name])
-    work = work or work_dir()
     scratch = work / "train" / name / fingerprint[:16]
     tell = say if ranks.is_first else _say_nothing
     tell(f"train {name}: {base}, {manifests[0]} ({len(entries):,} pictures); scratch in {scratch}")
@@ -201,7 +207,11 @@ def _parser() -> argparse.ArgumentParser:
         help="where RUN is looked for (default: train)",
     )
     for name, metavar, text in (
-        ("base", "FILE", "the model to start from, a .safetensors in the original layout"),
+        (
+            "base",
+            "MODEL",
+            "to start from: a .safetensors, or a diffusers folder",
+        ),
         ("config", "DIR", "the diffusers folder that describes it"),
         ("train", "FILE", "manifest of the pictures to train on"),
         ("validation", "FILE", "manifest of the pictures held out"),

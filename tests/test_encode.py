@@ -1,9 +1,10 @@
 """Encoding: each example by itself, once, whatever is killed in between."""
 
-import io
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,9 +14,24 @@ from stages.harness.files import sha256_file
 from stages.images.bucket import Bucket
 from stages.training import encode
 from stages.training.dataset import Dataset
-from stages.training.encode import Example, Examples, encode_examples, shortened
+from stages.training.encode import (
+    Example,
+    Examples,
+    encode_examples,
+    read_pixel_values,
+    shortened,
+)
+from stages.training.loop import train
 from tests.tiny_sd import MAX_LENGTH
-from tests.tiny_training import EXAMPLES, base, one_thread, picture
+from tests.tiny_training import (
+    EXAMPLES,
+    HELD_OUT,
+    PARAMS,
+    base,
+    one_thread,
+    picture,
+    start_from,
+)
 
 __all__ = ["base", "one_thread"]  # fixtures are found by their names
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -64,7 +80,7 @@ def test_latents_that_are_not_finite_are_named(base: Path, tmp_path: Path) -> No
 
 
 def test_a_transparent_picture_is_drawn_on_white(base: Path, tmp_path: Path) -> None:
-    file, white = io.BytesIO(), io.BytesIO()
+    file, white = BytesIO(), BytesIO()
     Image.new("RGBA", (16, 16), (0, 0, 0, 0)).save(file, "WEBP", lossless=True)
     Image.new("RGB", (16, 16), (255, 255, 255)).save(white, "PNG")
     examples = [Example("a", "", file.getvalue()), Example("b", "", white.getvalue())]
@@ -112,7 +128,22 @@ def test_a_caption_that_is_too_long_is_cut_between_two_words(base: Path, words: 
     assert shortened(tokenizer, "x" * 99) == "x" * 99  # one word: the tokenizer cuts it
 
 
-def test_cut_captions_are_counted(base: Path, tmp_path: Path) -> None:
-    models = load_models(base / "base.safetensors", base / "config")
-    examples = [replace(EXAMPLES[0], caption="cat " * 50), EXAMPLES[1]]
-    assert encode_examples(models, examples, [SQUARE], tmp_path, keep_tokens=True) == 1
+def test_cut_captions_are_counted_and_told_at_each_start(base: Path, tmp_path: Path) -> None:
+    params = replace(PARAMS, max_epochs=1)
+    examples = [replace(EXAMPLES[0], caption="cat " * 50), *EXAMPLES[1:4]]
+    for _ in range(2):
+        lines: list[str] = []
+        train(start_from(base), examples, HELD_OUT, params, tmp_path, say=lines.append)
+        assert "train: cut to what the text encoder reads: 1 caption" in lines
+
+
+def test_grey_of_16_bits_keeps_its_shades() -> None:
+    wide, narrow = BytesIO(), BytesIO()
+    shades = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(shades * 257).save(wide, "PNG")
+    Image.fromarray(shades.astype(np.uint8)).save(narrow, "PNG")
+    pixels = [
+        read_pixel_values(Example("1", "grey", file.getvalue()), [SQUARE])
+        for file in (wide, narrow)
+    ]
+    assert pixels[0].equal(pixels[1])

@@ -1,5 +1,6 @@
 """Several processes train one model together, to the same losses as one."""
 
+import shutil
 import signal
 import socket
 import subprocess
@@ -94,3 +95,17 @@ def test_two_processes_stop_together_and_go_on(base: Path, tmp_path: Path) -> No
     )
     assert ours == theirs == {**ours}
     assert hashes(start(base, broken, TOGETHER))
+
+
+def test_processes_that_see_different_scratch_say_so(base: Path, tmp_path: Path) -> None:
+    """As machines do whose project lies on disks of their own."""
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    start(base, ours, replace(TOGETHER, max_epochs=1))
+    shutil.copytree(ours, theirs)
+    shutil.rmtree(theirs / "checkpoints")
+    words = command(base, tmp_path / "rank{rank}", TOGETHER, *torchrun(2))
+    ours.rename(tmp_path / "rank0")
+    theirs.rename(tmp_path / "rank1")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode != 0
+    assert "another process another one or none" in done.stdout + done.stderr

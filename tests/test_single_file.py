@@ -15,10 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from stages.diffusion.folder import single_file_of
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.model import (
     load_models,
     read_single_file,
+    save_diffusers,
     save_single_file,
     write_single_file,
 )
@@ -118,6 +120,30 @@ def test_a_round_trip_is_exact(
             sd.text_encoder(input_ids).last_hidden_state,
             loaded.text_encoder(input_ids).last_hidden_state,
         )
+
+
+def test_a_diffusers_folder_is_read_as_the_single_file_it_was(tmp_path: Path) -> None:
+    sd = make_tiny_sd(tmp_path / "config")
+    file, folder = save(sd, tmp_path / "a.safetensors"), tmp_path / "folder"
+    save_diffusers(file, sd.config, folder)
+    again = single_file_of(folder, tmp_path / "work")
+    ours, theirs = (load_models(path, sd.config, dtype=torch.float16) for path in (file, again))
+    for part in ("unet", "vae", "text_encoder"):
+        assert_same_weights(getattr(ours, part), getattr(theirs, part))
+    before = again.stat().st_mtime_ns
+    assert single_file_of(folder, tmp_path / "work").stat().st_mtime_ns == before
+
+
+def test_a_folder_without_safe_weights_is_refused_by_name(tmp_path: Path) -> None:
+    sd = make_tiny_sd(tmp_path / "config")
+    folder = tmp_path / "folder"
+    save_diffusers(save(sd, tmp_path / "a.safetensors"), sd.config, folder)
+    for path in (folder / "vae").glob("*.safetensors"):
+        path.rename(path.with_suffix(".bin"))
+    with pytest.raises(FileNotFoundError, match=r"vae: no \.safetensors; pickles are not read"):
+        single_file_of(folder, tmp_path / "work")
+    with pytest.raises(FileNotFoundError, match=r"neither a \.safetensors file nor a diffusers"):
+        single_file_of(tmp_path, tmp_path / "work")
 
 
 @pytest.mark.parametrize("layers_per_block", [1, 2])

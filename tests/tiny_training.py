@@ -2,7 +2,8 @@
 
   python -m tests.tiny_training BASE SCRATCH PARAMS.yaml
 
-trains in a process of its own, also under torchrun, and prints what the run says.
+trains in a process of its own, also under torchrun, and prints what the run says. "{rank}" in
+SCRATCH gives each process a folder of its own.
 """
 
 import io
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 PARAMS = TrainParams(
     resolution=16,
     bucket_step_px=8,
-    max_aspect=2.0,
+    max_aspect=3.0,  # pictures of 2 to 1 have a bucket of their own then
     learning_rate=2e-3,
     text_encoder_learning_rate=0.0,
     optimizer="adamw",
@@ -141,7 +142,7 @@ if __name__ == "__main__":
     with joined() as ranks:
         start(
             Path(sys.argv[1]),
-            Path(sys.argv[2]),
+            Path(sys.argv[2].format(rank=ranks.rank)),
             load_params("train", TrainParams, Path(sys.argv[3])),
             ranks=ranks,
             save_every_s=0,

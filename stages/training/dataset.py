@@ -15,6 +15,7 @@ from stages.diffusion import noise
 
 SHARDS = "*.safetensors"
 LATENTS, CAPTION = "latents/", "caption/"  # before an example's id: the keys of a shard
+CUT_CAPTIONS = "cut_captions"  # in a shard's metadata: how many were too long for the text encoder
 NO_CAPTION = "no_caption.safetensors"  # the empty caption, under CAPTION
 
 Item = TypeVar("Item")
@@ -47,11 +48,13 @@ class Dataset:
         """
         self._files: dict[str, Any] = {}  # by id
         shapes: dict[str, tuple[int, ...]] = {}
+        self.cut_captions = 0
         for path in sorted(folder.glob(SHARDS)):
             file: Any = safe_open(path, "pt")
             if path.name == NO_CAPTION:
                 self.no_caption: Tensor = file.get_tensor(CAPTION)
                 continue
+            self.cut_captions += int((file.metadata() or {}).get(CUT_CAPTIONS, 0))
             for id_ in (k.removeprefix(LATENTS) for k in file.keys() if k.startswith(LATENTS)):  # noqa: SIM118
                 if id_ in self._files:
                     raise ValueError(f"two examples have the id {id_!r}; each needs its own")

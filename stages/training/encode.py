@@ -24,7 +24,7 @@ from torch import Tensor
 from stages.diffusion.model import Models
 from stages.harness.files import replacing
 from stages.images.bucket import Bucket, centre_crop, nearest_bucket
-from stages.training.dataset import CAPTION, LATENTS, NO_CAPTION
+from stages.training.dataset import CAPTION, CUT_CAPTIONS, LATENTS, NO_CAPTION
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -86,7 +86,7 @@ def encode_examples(
     rank: int = 0,
     ranks: int = 1,
     on_example: Callable[[int], None] = lambda count: None,  # noqa: ARG005
-) -> int:
+) -> None:
     """Encode examples into shards: pictures to latent means, captions to embeddings.
 
     Args:
@@ -98,9 +98,6 @@ def encode_examples(
         dtype: of the embeddings; latents are kept in float32.
         rank, ranks: this process encodes every `ranks`-th shard.
         on_example: told how many more pictures are done.
-
-    Returns:
-        How many captions were too long and were cut, of the shards encoded now.
 
     Raises:
         ValueError: if a picture cannot be read or encoded; it is named.
@@ -116,21 +113,19 @@ def encode_examples(
     if rank == 0 and not (folder / NO_CAPTION).is_file():
         with replacing(folder / NO_CAPTION) as scratch:
             save_file({CAPTION: captions([""])[0].clone()}, scratch)
-    cut = 0
     shards = range(-(-len(examples) // EXAMPLES_PER_SHARD))
     for shard in shards[rank::ranks]:
         part = slice(shard * EXAMPLES_PER_SHARD, (shard + 1) * EXAMPLES_PER_SHARD)
         path = folder / f"{shard:06}.safetensors"
         if not path.is_file():
             texts, tensors = _encode_pictures(models, examples[part], choices)
-            cut += sum(text != example for example, text in texts.values())
+            cut = sum(text != example for example, text in texts.values())
             for keys in _chunks(texts, CAPTIONS_AT_ONCE):
                 encoded = captions([texts[key][1] for key in keys])
                 tensors |= {key: row.clone() for key, row in zip(keys, encoded, strict=True)}
             with replacing(path) as scratch:
-                save_file(tensors, scratch)
+                save_file(tensors, scratch, metadata={CUT_CAPTIONS: str(cut)})
         on_example(len(range(*part.indices(len(examples)))))
-    return cut
 
 
 def _encode_pictures(
@@ -186,6 +181,8 @@ def read_pixel_values(example: Example, choices: Sequence[Bucket]) -> Tensor:
     try:
         with Image.open(io.BytesIO(example.image)) as file:
             image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16"):  # Pillow would clip what is above 255
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             if image.has_transparency_data:
                 drawn = image.convert("RGBA")
                 image = Image.new("RGB", drawn.size, WHITE)

@@ -60,7 +60,7 @@ def encode_once(
             for network in (models.vae, models.text_encoder):
                 nn.Module.to(network, ranks.device).eval()
             progress = Progress(f"encode {side}", len(examples), is_shown=ranks.is_first)
-            cut = encode_examples(
+            encode_examples(
                 models,
                 examples,
                 choices,
@@ -72,13 +72,19 @@ def encode_once(
                 on_example=lambda count: progress.advance(count * ranks.count),
             )
             progress.close()
-            if cut:
-                say(f"{side}: cut to what the text encoder reads: {counted(cut, 'caption')}")
             ranks.wait()
             if ranks.is_first:
                 with replacing(done) as partial:
                     partial.touch()
     dataset = Dataset(folder)
+    if not ranks.all_have(len(dataset)):
+        raise ValueError(
+            f"{folder}: this process finds {counted(len(dataset), 'example')}, another process "
+            "another number. All machines must see one and the same .work"
+        )
+    if dataset.cut_captions:
+        cut = counted(dataset.cut_captions, "caption")
+        say(f"{side}: cut to what the text encoder reads: {cut}")
     if not len(dataset):
         raise ValueError(f"there are no examples for {side}; is the manifest empty?")
     return dataset

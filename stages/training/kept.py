@@ -20,6 +20,7 @@ class Kept:
         self.weights = scratch / "weights"
         self.samples = scratch / "samples"
         self.params = params
+        self._wanted_before: set[Path] | None = None  # by the checkpoint before; None: not known
 
     def weights_paths(self, history: History) -> dict[int, Path]:
         """Name the single files that are kept of a run with this history."""
@@ -59,10 +60,16 @@ class Kept:
                 draw_preview(sample_path, base, models, samples, side_px, precision)
 
     def drop_once_best(self, history: History) -> None:
-        """Delete weights that were the best for a while, and are no longer wanted."""
+        """Delete weights that were the best for a while, and that no checkpoint wants any more.
+
+        The checkpoint before the last is kept for when that one is damaged.
+        """
         wanted = set(self.weights_paths(history).values())
-        for path in {*self.weights.glob("epoch_*.safetensors")} - wanted:
-            path.unlink()
+        if self._wanted_before is not None:
+            found = {*self.weights.glob("epoch_*.safetensors")}
+            for path in found - wanted - self._wanted_before:
+                path.unlink()
+        self._wanted_before = wanted
 
     def _weights_path(self, epoch: int) -> Path:
         return self.weights / f"epoch_{epoch:03}.safetensors"

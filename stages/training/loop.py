@@ -179,6 +179,13 @@ class _Run:
         state = load_checkpoint(self.checkpoints, self.say)
         if state and self._leads_on(state):
             self._load_state(state)
+        step = self.position.step
+        if not self.ranks.all_have(step):
+            raise ValueError(
+                f"{self.checkpoints}: this process found a checkpoint of step {step}, "
+                "another process another one or none. All machines must see one and the same .work"
+            )
+        if step:
             self.say(f"going on in epoch {self.position.epoch}, step {self.position.epoch_step}")
 
     def _epochs(self) -> int:
@@ -299,7 +306,7 @@ class _Run:
                 seed=params.seed,
                 timesteps_per_example=params.validation_timesteps,
                 total_timesteps=learner.total_timesteps,
-                batch_size=params.batch_size,
+                batch_size=learner.full_batch or params.batch_size,
                 full_batch=learner.full_batch,
             )
         epoch = len(self.position.errors)
@@ -318,8 +325,8 @@ class _Run:
         loss_sum = self._loss_sum()
         if not position.counted:
             raise ValueError(f"no step of epoch {position.epoch} had a finite loss: nothing learnt")
+        self._validate()  # a signal may end it: the epoch is then closed again, from its loss on
         position.train_losses.append(loss_sum / position.counted)
-        self._validate()
         history = self._history(position)
         epoch = position.epoch
         change = history.change(epoch)

@@ -67,6 +67,10 @@ class Ranks:
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
+    def all_have(self, number: int) -> bool:
+        """Tell whether all processes have the same number."""
+        return self.agree(number) == -self.agree(-number)
+
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.agree(0)
