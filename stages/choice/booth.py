@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "nothing here")
                     return
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         self._send_state()

@@ -120,7 +120,7 @@ def _parse(text: bytes) -> dict[str, Any] | str | None:
         return None
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter by thousands of brackets
         return "not JSON; was the line cut short?"
     if not isinstance(line, dict):
         return f"not an answer: {line!r}"
