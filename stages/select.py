@@ -146,7 +146,7 @@ def gather(
         rule: the section `select.rule`.
 
     Returns:
-        The evidence, strongest kind first, and remarks on votes that were left aside.
+        The evidence, strongest kind first, and remarks on what was left aside or counts as worst.
 
     Raises:
         FileNotFoundError: if scores or losses are missing; votes need not be there.
@@ -169,6 +169,11 @@ def gather(
         evidence.append(_score_evidence(measures.scores, models, rule))
     if measures.loss:
         losses = validation_losses(measures.loss, candidates)
+        remarks += [
+            f"The validation loss of {name} is no finite number: worse than any."
+            for name, loss in losses.items()
+            if math.isinf(loss)
+        ]
         evidence.append(Evidence(LOSS, losses, lower_is_better=True))
     return evidence, remarks
 
@@ -256,7 +261,7 @@ def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) 
     """Give a candidate's figures, flat, as DVC's metrics show them."""
     shown = {}
     for kind in evidence:
-        if name in kind.values:
+        if name in kind.values and math.isfinite(kind.values[name]):
             key = kind.kind.replace(" ", "_")
             shown[key] = round(kind.values[name], DECIMALS)
             if kind.resampled and kind.prompts > 1:

@@ -211,6 +211,24 @@ def make_losses(path: Path, losses: dict[int, float]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("loss", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_no_number_is_the_worst_and_named(
+    choosing: Choosing, tmp_path: Path, loss: str
+) -> None:
+    names = ["epoch_010", "epoch_020", "epoch_030"]
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text(f"epoch,val_loss\n10,{loss}\n20,0.5\n30,0.4\n")
+    report = choosing.one(names)
+    assert report["choice"] == "epoch_030"
+    assert "The validation loss of epoch_010 is no finite number" in report["reason"]
+    assert "validation_loss" not in report["candidates"]["epoch_010"]
+    report = choosing.one(names[:2])
+    assert report["choice"] == "epoch_020"
+    assert "before epoch_010 (inf), which is no finite number" in report["reason"]
+    choosing.loss.write_text(f"epoch,val_loss\n10,{loss}\n20,{loss}\n")
+    assert "no clear winner by any measure" in choosing.one(names[:2])["reason"]
+
+
 def test_a_score_whose_lead_may_be_chance_leaves_the_choice_to_the_loss(
     choosing: Choosing, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ Most choices have one place. Some have several (three of four mixes go on): then
 who may take it, the best candidates go on, and each takes the place that it can.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -246,7 +247,8 @@ def decides(call: Rivalry, evidence: Evidence, params: RuleParams) -> bool:
         surely = call.lead is not None and call.lead.low > 0
         return surely or lead >= params.min_score_lead
     if evidence.kind == LOSS:
-        return lead > 0 and lead >= params.min_loss_lead * evidence.values[call.rival]
+        worse = evidence.values[call.rival]  # a lead over an infinite loss is infinite, too
+        return lead > 0 and (math.isinf(worse) or lead >= params.min_loss_lead * worse)
     return True  # of votes there are enough, or they would be no evidence
 
 
@@ -322,6 +324,8 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
         text += f", ahead by {lead.mean:.3g} ({percent} interval {lead.low:.3g} to {lead.high:.3g})"
     enough = decides(call, evidence, params)
     if evidence.kind == LOSS:
+        if math.isinf(values[rival]):
+            return f"{text}, which is no finite number."
         share = (evidence.merit(kept) - evidence.merit(rival)) / values[rival]
         word = "at least" if enough else "less than"
         return (
