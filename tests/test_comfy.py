@@ -26,6 +26,8 @@ from tests.tiny_grid import PARAMS, SCORE_PARAMS, draw_grid
 
 WORKFLOW = ROOT / "profiles" / "comfyui.json"
 MODELS = ["one", "two"]
+FILES = {name: f"{sha256_bytes(f'weights of {name}'.encode())[:16]}.safetensors" for name in MODELS}
+CHECKPOINTS = [f"sd15/{FILES['one']}", FILES["two"]]
 CELLS = 8  # of each model
 Start = Callable[..., FakeComfy]
 
@@ -41,7 +43,7 @@ def start() -> Iterator[Start]:
     started: list[FakeComfy] = []
 
     def start_one(**habits: Any) -> FakeComfy:
-        names = habits.pop("checkpoints", ["sd15/one.safetensors", "two.safetensors"])
+        names = habits.pop("checkpoints", CHECKPOINTS)
         started.append(FakeComfy(Habits(names, **habits)).start())
         return started[-1]
 
@@ -80,7 +82,7 @@ def test_every_cell_is_what_its_own_graph_drew(tmp_path: Path, start: Start) -> 
             assert picture.getpixel((0, 0)) == (entry.seed, PARAMS.steps, 7)
             assert entry.prompt in str(picture.info["parameters"])
     sent = {graph["checkpoint"]["inputs"]["ckpt_name"] for graph in server.graphs}
-    assert sent == {"sd15/one.safetensors", "two.safetensors"}
+    assert sent == set(CHECKPOINTS)
     names = [graph["picture"]["inputs"]["filename_prefix"] for graph in server.graphs]
     assert len(set(names)) == len(names), "an equal graph would be answered with an old file"
 
@@ -152,14 +154,22 @@ def test_an_absent_server_is_named(tmp_path: Path) -> None:
 def test_a_server_without_the_checkpoint_is_refused_before_the_work(
     tmp_path: Path, start: Start
 ) -> None:
-    server = start(checkpoints=["one.safetensors"])
-    hashed = sha256_bytes(b"weights of two")[:16]
-    with pytest.raises(ValueError, match=f"no server has the checkpoint of two: .*{hashed}"):
+    server = start(checkpoints=[FILES["one"]])
+    with pytest.raises(ValueError, match=f"no server has the checkpoint of two: .*{FILES['two']}"):
         run(tmp_path, params_for(server))
     assert not server.graphs
-    other = start(checkpoints=[f"models\\{hashed}.safetensors"])
+    other = start(checkpoints=[f"models\\{FILES['two']}"])
     assert run(tmp_path, params_for(server, other))["drawn"] == 2 * CELLS
     assert (server.drawn, other.drawn) == (CELLS, CELLS)
+
+
+def test_a_checkpoint_of_the_model_s_name_may_be_another_run_s_and_is_not_taken(
+    tmp_path: Path, start: Start
+) -> None:
+    server = start(checkpoints=["one.safetensors", "two.safetensors"])
+    with pytest.raises(ValueError, match=f"one: put its file, .*as {FILES['one']}"):
+        run(tmp_path, params_for(server))
+    assert not server.graphs
 
 
 def test_a_graph_that_the_server_refuses_is_told_with_its_reason(
@@ -199,7 +209,7 @@ def test_a_picture_that_does_not_come_whole_fails_its_cell_alone(
 def test_a_black_picture_is_marked_and_its_model_scored_as_the_worst(
     tmp_path: Path, start: Start
 ) -> None:
-    counts = run(tmp_path, params_for(start(black_for="two.safetensors")))
+    counts = run(tmp_path, params_for(start(black_for=FILES["two"])))
     assert counts["failed_by_model"] == {"two": CELLS}
     failed = {e.model: e.failed for e in read_manifest(tmp_path / "out").entries}
     assert failed["one"] is None

@@ -84,16 +84,16 @@ class Server:
             f"{socket}/ws?clientId={self.client}", max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20
         )
 
-    def checkpoint(self, cell: Cell, model: str) -> str | None:
-        """Find what the server calls a model's file; None if it has none.
+    def checkpoint(self, cell: Cell) -> str | None:
+        """Find what the server calls the file of a cell's weights; None if it has none.
 
-        The file may be called by the first 16 digits of the weights' SHA-256, which no other
-        weights bear, or by the model's name; folders of the server do not matter.
+        Only a name that tells the weights will do: several runs have an `epoch_010`, and a picture
+        by another's would be kept as this one's. Folders of the server do not matter.
         """
-        for wanted in (cell.weights[:16], model):
-            for name in self.checkpoints:
-                if name.replace("\\", "/").rsplit("/", 1)[-1] == f"{wanted}.safetensors":
-                    return name
+        wanted = checkpoint_name(cell)
+        for name in self.checkpoints:
+            if name.replace("\\", "/").rsplit("/", 1)[-1] == wanted:
+                return name
         return None
 
     async def draw(self, cell: Cell, checkpoint: str, workflow: Workflow) -> Image.Image:
@@ -192,6 +192,11 @@ class Server:
             response.raise_for_status()
             answer: dict[str, Any] = await response.json()
             return answer
+
+
+def checkpoint_name(cell: Cell) -> str:
+    """Name a cell's weights as a server's file has to: by the first digits of their SHA-256."""
+    return f"{cell.weights[:16]}.safetensors"
 
 
 def _choices(described: list[Any]) -> list[str]:

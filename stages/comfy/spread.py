@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from stages.comfy.server import PictureError, Server
+from stages.comfy.server import PictureError, Server, checkpoint_name
 from stages.comfy.workflow import Workflow
 from stages.drawing.cell import Cell
 
@@ -82,10 +82,11 @@ def done_without(said: str) -> None:
 
 def _check_checkpoints(servers: Sequence[Server], cells: Sequence[tuple[str, Cell]]) -> None:
     for model, cell in dict(cells).items():
-        if not any(server.checkpoint(cell, model) for server in servers):
+        if not any(server.checkpoint(cell) for server in servers):
             raise ValueError(
-                f"no server has the checkpoint of {model}: put its file into the folder of "
-                f"checkpoints as {cell.weights[:16]}.safetensors or {model}.safetensors. "
+                f"no server has the checkpoint of {model}: put its file, or a link to it, anywhere "
+                f"below the folder of checkpoints as {checkpoint_name(cell)}, the first 16 digits "
+                "of its SHA-256; another name could be another model's. "
                 f"Asked: {', '.join(server.address for server in servers)}"
             )
 
@@ -117,7 +118,7 @@ async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> 
 def _take(server: Server, work: Work) -> tuple[str, Cell, str] | None:
     """Take the first cell whose checkpoint the server has; the order keeps a model's together."""
     for number, (model, cell) in enumerate(work.waiting):
-        if checkpoint := server.checkpoint(cell, model):
+        if checkpoint := server.checkpoint(cell):
             del work.waiting[number]
             return model, cell, checkpoint
     return None
