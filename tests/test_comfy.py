@@ -35,6 +35,7 @@ Start = Callable[..., FakeComfy]
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr("stages.comfy.spread.PAUSES_S", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -109,6 +110,21 @@ def test_a_server_lost_in_the_middle_leaves_its_cells_to_the_others(
     assert (counts["drawn"], counts["failed"]) == (2 * CELLS, 0)
     assert dying.drawn == 3
     assert f"done without a server: {dying.address}: lost" in capsys.readouterr().out
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start(busy_for=2)
+    counts = run(tmp_path, params_for(server))
+    assert (counts["drawn"], counts["failed"]) == (2 * CELLS, 0)
+    said = capsys.readouterr().out
+    assert f"{server.address}: lost (ClientResponseError 503); trying again in 0.01 s" in said
+
+
+def test_a_server_that_stays_busy_counts_as_lost(tmp_path: Path, start: Start) -> None:
+    with pytest.raises(ConnectionError, match=r"16 cells are left.*ClientResponseError 503"):
+        run(tmp_path, params_for(start(busy_for=3)))
 
 
 def test_a_server_that_hangs_counts_as_lost(tmp_path: Path, start: Start) -> None:

@@ -37,6 +37,10 @@ class PictureError(RuntimeError):
     """The server could not draw one picture, and goes on."""
 
 
+class SlowError(ConnectionError):
+    """The server took longer than it may; to ask it again would take as long."""
+
+
 class Server:
     """A server that listens at an address; use it as an async context."""
 
@@ -101,7 +105,8 @@ class Server:
 
         Raises:
             PictureError: if the server says that it cannot.
-            ConnectionError: if the server is lost.
+            SlowError: if it took longer than its time.
+            ConnectionError: if it did not answer, or answered that it is not able to now.
         """
         prompt_id = str(uuid4())
         graph = workflow.filled(cell, checkpoint, f"{cell.address[:16]}-{prompt_id[:8]}")
@@ -110,7 +115,8 @@ class Server:
                 prompt_id = await self._send(graph, prompt_id)
                 content = await self._fetch(await self._outputs(prompt_id))
         except LOST as error:
-            raise ConnectionError(f"{self.address}: lost ({type(error).__name__})") from error
+            kind = SlowError if isinstance(error, TimeoutError) else ConnectionError
+            raise kind(f"{self.address}: lost ({_words(error)})") from error
         try:
             with Image.open(io.BytesIO(content)) as picture:
                 drawn = picture.convert("RGB")
@@ -192,6 +198,11 @@ class Server:
             response.raise_for_status()
             answer: dict[str, Any] = await response.json()
             return answer
+
+
+def _words(error: Exception) -> str:
+    kind = type(error).__name__
+    return f"{kind} {error.status}" if isinstance(error, aiohttp.ClientResponseError) else kind
 
 
 def checkpoint_name(cell: Cell) -> str:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from stages.comfy.server import PictureError, Server, checkpoint_name
+from stages.comfy.server import PictureError, Server, SlowError, checkpoint_name
 from stages.comfy.workflow import Workflow
 from stages.drawing.cell import Cell
 
 Done = Callable[[str, Cell, Image.Image | Exception], None]
 IDLE_S = 0.05
+PAUSES_S = (1.0, 5.0, 15.0, 30.0)  # before each new try: a server may be starting again
 
 
 @dataclass(slots=True)
@@ -35,7 +36,7 @@ def draw_on_servers(
 
     Args:
         servers: addresses.
-        timeout_s: for one picture; a server that takes longer counts as lost.
+        timeout_s: for one picture; a server that takes longer counts as lost at once.
         workflow: the template.
         cells: each with its model's name.
         done: called with each picture, or what the server said of it.
@@ -92,7 +93,12 @@ def _check_checkpoints(servers: Sequence[Server], cells: Sequence[tuple[str, Cel
 
 
 async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> None:
-    """Let one server draw until nothing is left for it, or it is lost."""
+    """Let one server draw until nothing is left for it, or it is lost.
+
+    One that answers with an error, or not at all, is tried again after each of PAUSES_S; meanwhile
+    others may take the cell. A picture sets the count back.
+    """
+    pauses = list(PAUSES_S)
     while work.waiting or work.drawing:
         taken = _take(server, work)
         if taken is None:
@@ -108,10 +114,16 @@ async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> 
             drawn = error
         except ConnectionError as error:
             work.waiting.insert(0, (model, cell))
-            work.lost.append(str(error))
-            return
+            if isinstance(error, SlowError) or not pauses:
+                work.lost.append(str(error))
+                return
+            pause = pauses.pop(0)
+            print(f"{error}; trying again in {pause:g} s", flush=True)
+            await asyncio.sleep(pause)
+            continue
         finally:
             work.drawing -= 1
+        pauses = list(PAUSES_S)
         done(model, cell, drawn)
 
 
