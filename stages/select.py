@@ -31,7 +31,7 @@ from stages.choice.rule import (
     decide,
     difference,
 )
-from stages.choice.scores import interval, read_scores, resampled_means, score_table
+from stages.choice.scores import MIN_PROMPTS, interval, read_scores, resampled_means, score_table
 from stages.choice.votes import agreement, are_connected, read_votes, resampled_strengths
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
@@ -245,10 +245,7 @@ def compared(
                 gap = difference(chosen, reference, kind, rule.confidence)
                 assert gap, "votes and scores have intervals"
                 verdict = "" if gap.is_clear else ", so not surely different"
-                said.append(
-                    f"{kind.kind} {gap.mean:+.3g} ({rule.confidence * 100:g} % interval "
-                    f"{gap.low:+.3g} to {gap.high:+.3g}{verdict})"
-                )
+                said.append(f"{kind.kind} {gap.mean:+.3g} ({gap.told(rule.confidence)}{verdict})")
     return f"Compared with {reference}: {'; '.join(said) or 'nothing to compare by'}."
 
 
@@ -264,7 +261,7 @@ def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) 
         if name in kind.values and math.isfinite(kind.values[name]):
             key = kind.kind.replace(" ", "_")
             shown[key] = round(kind.values[name], DECIMALS)
-            if kind.resampled and kind.prompts > 1:
+            if kind.resampled and kind.prompts >= MIN_PROMPTS:
                 low, high = interval(kind.resampled[name], confidence, kind.prompts)
                 shown |= {
                     f"{key}_low": round(low, DECIMALS),

@@ -609,8 +609,23 @@ def test_ten_thousand_votes_are_fitted_with_intervals_in_two_seconds() -> None:
     assert seconds < 2 * PATIENCE
 
 
-def test_one_prompt_alone_has_no_clear_winner() -> None:
-    assert interval(np.ones(100), 0.95, 1) == (-np.inf, np.inf)
+@pytest.mark.parametrize("prompts", [1, 2])
+def test_fewer_than_three_prompts_have_no_interval(prompts: int) -> None:
+    assert interval(np.ones(100), 0.95, prompts) == (-np.inf, np.inf)
+
+
+def test_votes_on_two_prompts_may_all_agree_and_yet_have_no_clear_winner(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    choosing.votes = tmp_path / "votes"
+    choosing.votes.mkdir()
+    lines = [vote_line("a", "b", f"prompt {n % 2}", n, "a") for n in range(20)]
+    (choosing.votes / "anna.jsonl").write_text("\n".join(lines))
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.0})]
+    report = choosing.one(["a", "b"])
+    assert (report["choice"], report["by"], report["is_clear"]) == ("a", "votes", False)
+    assert "fewer than 3 prompts, too few for an interval): no clear winner" in report["reason"]
+    assert "votes_low" not in report["candidates"]["a"]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from stages.choice.scores import interval
+from stages.choice.scores import MIN_PROMPTS, interval
 from stages.harness.params import Params
 
 Floats = npt.NDArray[np.float64]
@@ -80,6 +80,12 @@ class Interval:
     def is_clear(self) -> bool:
         """Whether it is surely not zero."""
         return self.low > 0 or self.high < 0
+
+    def told(self, confidence: float) -> str:
+        """Say in words where it lies."""
+        if math.isinf(self.low):
+            return f"of fewer than {MIN_PROMPTS} prompts, too few for an interval"
+        return f"{confidence * 100:g} % interval {self.low:.3g} to {self.high:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,8 +326,7 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
     values = evidence.values
     text = f"{kept} ({values[kept]:.4g}) before {rival} ({values[rival]:.4g})"
     if lead is not None:
-        percent = f"{params.confidence * 100:g} %"
-        text += f", ahead by {lead.mean:.3g} ({percent} interval {lead.low:.3g} to {lead.high:.3g})"
+        text += f", ahead by {lead.mean:.3g} ({lead.told(params.confidence)})"
     enough = decides(call, evidence, params)
     if evidence.kind == LOSS:
         if math.isinf(values[rival]):
@@ -336,11 +341,9 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
         return text + "."
     if evidence.kind == VOTES:
         return text + ": no clear winner, the stronger goes on."
-    word = "at least" if enough else "and less than"
-    margin = f"{word} select.rule.min_score_lead = {params.min_score_lead:g}"
-    if enough:
-        return f"{text}: the interval holds zero, but the lead is {margin}."
-    return f"{text}: the interval holds zero, {margin}."
+    doubt = "no interval" if math.isinf(lead.low) else "the interval holds zero"
+    word = "but the lead is at least" if enough else "and less than"
+    return f"{text}: {doubt}, {word} select.rule.min_score_lead = {params.min_score_lead:g}."
 
 
 def _listed(chosen: dict[str, str]) -> str:

@@ -19,6 +19,7 @@ from stages.harness.files import replacing
 Floats = npt.NDArray[np.float64]
 COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score")
 DECIMALS = 4
+MIN_PROMPTS = 3  # fewer do not tell how prompts differ: two that agree would leave no doubt at all
 Place = tuple[str, int, int, int, str]  # prompt, seed, width, height, variant
 
 
@@ -151,13 +152,13 @@ def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float,
     Args:
         resampled: (samples,) the figure of each resampling.
         confidence: of the interval, as 0.95.
-        prompts: that were resampled.
+        prompts: that were resampled; of fewer than MIN_PROMPTS it is endless.
 
     Source: T. Hesterberg, What Teachers Should Know About the Bootstrap (arXiv 1411.5279),
         section 4.1.3 on the two causes, and its t interval with a bootstrap standard error.
     """
-    if prompts < 2:
-        return -math.inf, math.inf  # one prompt tells nothing about others
+    if prompts < MIN_PROMPTS:
+        return -math.inf, math.inf
     t = student_t(1 - (1 - confidence) / 2, prompts - 1)
     half = t * float(resampled.std()) * math.sqrt(prompts / (prompts - 1))
     centre = float(resampled.mean())
