@@ -166,7 +166,9 @@ def gather(
         votes, remarks = _votes_evidence(weights, measures, rule)
         evidence += votes
     if measures.scores:
-        evidence.append(_score_evidence(measures.scores, models, rule))
+        scores, failures = _score_evidence(measures.scores, models, rule)
+        evidence.append(scores)
+        remarks += failures
     if measures.loss:
         losses = validation_losses(measures.loss, candidates)
         remarks += [
@@ -222,16 +224,25 @@ def _votes_evidence(
     return [Evidence(VOTES, values, resampled=by_model, prompts=prompts)], remarks
 
 
-def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RuleParams) -> Evidence:
+def _score_evidence(
+    paths: Sequence[Path], models: Sequence[str], rule: RuleParams
+) -> tuple[Evidence, list[str]]:
+    """Read scores, and name the models some of whose pictures failed."""
     scores = [score for path in paths for score in read_scores(path)]
     table = score_table(scores, models, ", ".join(map(str, paths)))
     resampled = resampled_means(table, rule.resamples, rule.seed)
-    return Evidence(
+    remarks = [
+        f"{count} of {table.cells} pictures of {model} failed, and count below the worst score."
+        for model, count in table.failed.items()
+    ]
+    evidence = Evidence(
         SCORE,
         dict(zip(models, table.means.mean(1).tolist(), strict=True)),
         resampled=dict(zip(models, resampled, strict=True)),
         prompts=len(table.prompts),
+        failed=table.failed,
     )
+    return evidence, remarks
 
 
 def compared(

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stages import select
-from stages.choice.rule import Evidence, RuleParams, fill_places
+from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, fill_places, rank
 from stages.choice.scores import (
     Score,
     interval,
@@ -413,12 +413,37 @@ def test_votes_count_though_nobody_voted_on_the_reference(
     assert report["reference"]["votes_lead_high"] < 0
 
 
-def test_a_failed_picture_counts_as_the_worst_of_its_cell() -> None:
+def test_a_failed_picture_counts_below_every_other_of_the_table() -> None:
     rows = [Score("a", "p", 1, 64, 64, 5.0), Score("a", "p", 2, 64, 64, 9.0)]
     rows += [Score("b", "p", 1, 64, 64, 6.0), Score("b", "p", 2, 64, 64, None)]
     table = score_table(rows, ["a", "b"], "s.csv")
-    assert table.means.tolist() == [[7.0], [7.5]]
-    assert table.failed == {"b": 1}
+    assert table.means.tolist() == [[7.0], [3.5]]  # 6 and 5 - (9 - 5)
+    assert (table.failed, table.cells) == ({"b": 1}, 2)
+    alike = [Score("a", "p", 1, 64, 64, 5.0), Score("b", "p", 1, 64, 64, None)]
+    assert score_table(alike, ["a", "b"], "s.csv").means.tolist() == [[5.0], [4.0]]
+
+
+@pytest.mark.parametrize("failed", [7, 12])
+@pytest.mark.parametrize("names", [["nan", "good"], ["good", "nan"]])
+def test_who_fails_in_half_of_the_cells_loses_however_good_the_rest_and_is_named(
+    choosing: Choosing, tmp_path: Path, names: list[str], failed: int
+) -> None:
+    scores = [Score("good", prompt, 1, 64, 64, 5.0) for prompt in PROMPTS]
+    scores += [
+        Score("nan", prompt, 1, 64, 64, None if n < failed else 9.0)
+        for n, prompt in enumerate(PROMPTS)
+    ]
+    write_scores(tmp_path / "s.csv", scores)
+    choosing.scores = [tmp_path / "s.csv"]
+    report = choosing.one(names)
+    assert (report["choice"], report["by"]) == ("good", "score")
+    assert f"{failed} of 12 pictures of nan failed" in report["reason"]
+
+
+def test_of_two_equal_ones_the_one_without_failures_goes_on() -> None:
+    evidence = Evidence(SCORE, {"a": 5.0, "b": 5.0}, failed={"a": 1})
+    losses = Evidence(LOSS, {"a": 0.1, "b": 0.2}, lower_is_better=True)
+    assert rank(["a", "b"], [evidence, losses]) == ["b", "a"]
 
 
 def test_scores_that_do_not_compare_are_refused(choosing: Choosing, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ who may take it, the best candidates go on, and each takes the place that it can
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,7 @@ class Evidence:
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
     prompts: int = 0  # that were resampled
+    failed: Mapping[str, int] = field(default_factory=dict)  # pictures, of the candidates with any
 
     def merit(self, name: str) -> float:
         """Give a candidate's value, turned so that more is better."""
@@ -172,8 +173,14 @@ def check_places(candidates: Sequence[str], places: Places) -> None:
 
 
 def rank(candidates: Sequence[str], evidence: Sequence[Evidence]) -> list[str]:
-    """Order candidates, best first; each kind of evidence only splits what the last left equal."""
-    return sorted(candidates, key=lambda name: tuple(-kind.merit(name) for kind in evidence))
+    """Order candidates, best first; each kind of evidence only splits what the last left equal.
+
+    Of two with equal values the one with fewer failed pictures is the better.
+    """
+    return sorted(
+        candidates,
+        key=lambda name: tuple((-kind.merit(name), kind.failed.get(name, 0)) for kind in evidence),
+    )
 
 
 def fill_places(ranked: Sequence[str], places: Places) -> dict[str, str]:

@@ -79,6 +79,7 @@ class ScoreTable:
 
     models: tuple[str, ...]
     prompts: tuple[str, ...]
+    cells: int  # of each model
     means: Floats  # (models, prompts), over seeds and sizes
     failed: dict[str, int]  # pictures that failed, of the models that have any
 
@@ -86,8 +87,9 @@ class ScoreTable:
 def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> ScoreTable:
     """Average scores by model and prompt.
 
-    A failed picture gets the worst score that any of the models got for that cell: it must
-    neither help its model nor be ignored.
+    A failed picture scores below every picture that was drawn: the worst score of all, less the
+    distance from there to the best. Who fails in half of the cells cannot win then, however good
+    the rest: its mean is at most the worst score.
 
     Args:
         scores: may hold other models too.
@@ -113,24 +115,24 @@ def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> S
                 f"{where}: {model} and {models[0]} are not scored on the same cells. "
                 "Draw both in grids of the same params"
             )
-    worst = {cell: _worst(by_model[model][cell] for model in models) for cell in cells}
-    overall = _worst(worst.values()) or 0.0
+    failed = _below(score for model in models for score in by_model[model].values())
     prompts = tuple(dict.fromkeys(cell[0] for cell in cells))
     means = np.empty((len(models), len(prompts)))
     for column, prompt in enumerate(prompts):
         own = [cell for cell in cells if cell[0] == prompt]
         for row_number, model in enumerate(models):
-            values = [
-                next(v for v in (by_model[model][cell], worst[cell], overall) if v is not None)
-                for cell in own
-            ]
-            means[row_number, column] = np.mean(values)
+            values = (by_model[model][cell] for cell in own)
+            scored = [failed if value is None else value for value in values]
+            means[row_number, column] = np.mean(scored)
     failures = {m: sum(score is None for score in by_model[m].values()) for m in models}
-    return ScoreTable(tuple(models), prompts, means, {m: n for m, n in failures.items() if n})
+    told = {m: n for m, n in failures.items() if n}
+    return ScoreTable(tuple(models), prompts, len(cells), means, told)
 
 
-def _worst(scores: Iterable[float | None]) -> float | None:
-    return min((score for score in scores if score is not None), default=None)
+def _below(scores: Iterable[float | None]) -> float:
+    """Give a score as far below the worst as the best is above it; 1 below if all are equal."""
+    drawn = [score for score in scores if score is not None] or [0.0]
+    return min(drawn) - ((max(drawn) - min(drawn)) or 1.0)
 
 
 def resampled_prompts(prompts: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
