@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from stages import select
-from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, fill_places, rank
+from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, fill_places
 from stages.choice.scores import (
     Score,
     interval,
@@ -441,9 +441,13 @@ def test_who_fails_in_half_of_the_cells_loses_however_good_the_rest_and_is_named
 
 
 def test_of_two_equal_ones_the_one_without_failures_goes_on() -> None:
-    evidence = Evidence(SCORE, {"a": 5.0, "b": 5.0}, failed={"a": 1})
+    alike = dict.fromkeys("ab", np.full(9, 5.0))
+    values = dict.fromkeys("ab", 5.0)
+    evidence = Evidence(SCORE, values, resampled=alike, prompts=9, failed={"a": 1})
     losses = Evidence(LOSS, {"a": 0.1, "b": 0.2}, lower_is_better=True)
-    assert rank(["a", "b"], [evidence, losses]) == ["b", "a"]
+    decision = decide(["a", "b"], {"winner": ["a", "b"]}, "auto", [evidence, losses], RULE)
+    assert (decision.chosen, decision.by) == ({"winner": "b"}, "score")
+    assert "equal, but fewer pictures of b failed" in decision.reason
 
 
 def test_scores_that_do_not_compare_are_refused(choosing: Choosing, tmp_path: Path) -> None:

@@ -5,7 +5,8 @@
 - votes, if there are at least `min_votes` and they compare every candidate with every other,
   through third ones if need be;
 - score, if the best one's lead over each rival is surely above zero (its interval, by prompts that
-  are resampled for both alike), or is at least `min_score_lead`;
+  are resampled for both alike), or is at least `min_score_lead`; of two that are equal the one
+  with fewer failed pictures is better;
 - validation loss, if the best one's is lower than each rival's by a share of `min_loss_lead`.
 
 Where a measure does not decide, the next is asked only about the best and those that it did not
@@ -258,11 +259,18 @@ def decides(call: Rivalry, evidence: Evidence, params: RuleParams) -> bool:
     lead = evidence.merit(call.kept) - evidence.merit(call.rival)
     if evidence.kind == SCORE:
         surely = call.lead is not None and call.lead.low > 0
-        return surely or lead >= params.min_score_lead
+        return surely or lead >= params.min_score_lead or _fails_less(call, evidence)
     if evidence.kind == LOSS:
         worse = evidence.values[call.rival]  # a lead over an infinite loss is infinite, too
         return lead > 0 and (math.isinf(worse) or lead >= params.min_loss_lead * worse)
     return True  # of votes there are enough, or they would be no evidence
+
+
+def _fails_less(call: Rivalry, evidence: Evidence) -> bool:
+    """Tell whether two are equal but for the pictures that failed."""
+    failed = evidence.failed
+    is_equal = evidence.merit(call.kept) == evidence.merit(call.rival)
+    return is_equal and failed.get(call.kept, 0) < failed.get(call.rival, 0)
 
 
 def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interval | None:
@@ -348,6 +356,8 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
         return text + "."
     if evidence.kind == VOTES:
         return text + ": no clear winner, the stronger goes on."
+    if _fails_less(call, evidence):
+        return f"{text}: equal, but fewer pictures of {kept} failed."
     doubt = "no interval" if math.isinf(lead.low) else "the interval holds zero"
     word = "but the lead is at least" if enough else "and less than"
     return f"{text}: {doubt}, {word} select.rule.min_score_lead = {params.min_score_lead:g}."
