@@ -189,8 +189,8 @@ def _votes_evidence(
     if measures.reference and measures.reference_weights:
         asked[measures.reference] = measures.reference_weights
     hashes = {name: sha256_file(path) for name, path in asked.items()}
-    scored = {score.model for path in measures.scores for score in read_scores(path)}
-    ballot = read_votes(measures.votes, measures.grid, hashes, scored - hashes.keys())
+    scores = [score for path in measures.scores for score in read_scores(path)]
+    ballot = read_votes(measures.votes, measures.grid, hashes, scores)
     voted_on = {name for vote in ballot.votes for name in (vote.a, vote.b)}
     models = [*weights, *(name for name in asked if name not in weights and name in voted_on)]
     remarks = []

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ RULE = RuleParams(
     seed=1,
 )
 COVERAGE_RUNS = 400
+VOTED = range(5)  # seeds of the pictures that `make_votes` is about
 PATIENCE = 3  # times the goal: the machine may be at other work
 PROMPTS = [f"prompt {i}" for i in range(12)]
 MIXES = ["64-difference", "96-difference", "hybrid-difference", "hybrid"]
@@ -61,13 +63,15 @@ def make_weights(folder: Path, names: list[str]) -> list[str]:
     return [f"{name}={folder / name}.safetensors" for name in names]
 
 
-def make_scores(path: Path, means: dict[str, float], noise: float = 0.01) -> Path:
+def make_scores(
+    path: Path, means: dict[str, float], noise: float = 0.01, seeds: Sequence[int] = (1, 2)
+) -> Path:
     """Score models on PROMPTS: each mean, plus what the prompt adds, plus noise."""
     rng = random.Random(0)
     rows = []
     for index, prompt in enumerate(PROMPTS):
         for model, mean in means.items():
-            for seed in (1, 2):
+            for seed in seeds:
                 score = mean + index + rng.gauss(0, noise)
                 rows.append(Score(model, prompt, seed, 64, 64, score))
     write_scores(path, rows)
@@ -184,7 +188,9 @@ def test_votes_come_before_scores_and_scores_before_losses(
     report = choosing.one(names)
     assert (report["choice"], report["by"]) == ("epoch_010", "validation loss")
     assert report["is_clear"] is None
-    choosing.scores = [make_scores(tmp_path / "s.csv", dict(zip(names, (1, 2, 1), strict=True)))]
+    choosing.scores = [
+        make_scores(tmp_path / "s.csv", dict(zip(names, (1, 2, 1), strict=True)), seeds=VOTED)
+    ]
     report = choosing.one(names)
     assert (report["choice"], report["by"]) == ("epoch_020", "score")
     wins = [(names[2], names[0], 30), (names[2], names[1], 30)]
@@ -287,7 +293,7 @@ def test_when_no_measure_decides_the_first_one_s_best_goes_on_and_that_is_told(
 def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
     choosing: Choosing, tmp_path: Path
 ) -> None:
-    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 2.0, "b": 1.0, "c": 1.0})]
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 2.0, "b": 1.0, "c": 1.0}, seeds=VOTED)]
     choosing.votes = make_votes(tmp_path / "votes", [("b", "a", 5)])
     report = choosing.one(["a", "b", "c"])
     assert report["choice"] == "a"
@@ -507,6 +513,60 @@ def test_broken_votes_are_told_by_line_and_the_rest_is_used(tmp_path: Path) -> N
         assert words in said[number]
 
 
+def test_votes_on_pictures_that_the_grid_no_longer_holds_are_told_and_not_counted(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    scores = [
+        Score(model, prompt, 1, 64, 64, 5.0, address=f"{model}, {prompt}, 20 steps")
+        for model in "ab"
+        for prompt in PROMPTS
+    ]
+    write_scores(tmp_path / "s.csv", scores)
+
+    def cells(prompt: str, steps: int) -> dict[str, str]:
+        return {f"{side}_cell": f"{side}, {prompt}, {steps} steps" for side in "ab"}
+
+    lines = [
+        vote_line("a", "b", PROMPTS[0], 1, "a", **cells(PROMPTS[0], 20)),
+        vote_line("a", "b", PROMPTS[1], 1, "a", **cells(PROMPTS[1], 30)),
+        vote_line("a", "b", PROMPTS[2], 1, "a"),  # of a time when lines lacked the cells
+        vote_line("a", "b", "gone", 1, "a"),
+        vote_line("a", "b", PROMPTS[3], 9, "a"),
+        vote_line("a", "b", PROMPTS[4], 1, "a", a_cell=f"a, {PROMPTS[4]}, 20 steps", b_cell="?"),
+        vote_line("a", "b", PROMPTS[5], 1, "a", a_cell=1),
+    ]
+    choosing.votes = tmp_path / "votes"
+    choosing.votes.mkdir()
+    (choosing.votes / "anna.jsonl").write_text("\n".join(lines))
+    ballot = read_votes(choosing.votes, "test", {name: weights_hash(name) for name in "ab"}, scores)
+    assert [vote.prompt for vote in ballot.votes] == [PROMPTS[0], PROMPTS[2]]
+    said = [problem.split("jsonl, ")[1] for problem in ballot.problems]
+    assert said == [
+        "line 7: no a_cell but 1",
+        "line 2: the grid has no 'prompt 1', seed 1, 64 x 64 px, drawn as it was then",
+        "line 4: the grid has no 'gone', seed 1, 64 x 64 px",
+        "line 5: the grid has no 'prompt 3', seed 9, 64 x 64 px",
+        "line 6: the grid has no 'prompt 4', seed 1, 64 x 64 px, drawn as it was then",
+    ]
+    choosing.scores = [tmp_path / "s.csv"]
+    assert "5 line(s) of votes not counted" in choosing.one(["a", "b"])["reason"]
+
+
+def test_the_same_prompt_with_another_negative_one_is_another_question(tmp_path: Path) -> None:
+    lines = [
+        vote_line("a", "b", "p", 1, "a", id="1", negative_prompt="blurry"),
+        vote_line("a", "b", "p", 1, "b", id="2", negative_prompt=""),
+        vote_line("a", "b", "p", 1, "tie", id="3"),  # an old line: as if there were none
+    ]
+    (tmp_path / "anna.jsonl").write_text("\n".join(lines))
+    ballot = read_votes(tmp_path, "test", {name: weights_hash(name) for name in "ab"})
+    assert [(vote.winner, vote.place) for vote in ballot.votes] == [
+        ("a", "64x64 not: blurry"),
+        (None, "64x64"),
+    ]
+    assert not ballot.problems
+
+
 def test_an_answer_may_be_taken_back_or_given_anew(tmp_path: Path) -> None:
     first, second = vote_line("a", "b", "p", 1, "a"), vote_line("a", "b", "p", 2, "a")
     undo = json.dumps({"undo": json.loads(second)["id"]})
@@ -521,7 +581,7 @@ def test_votes_on_other_grids_and_on_models_of_another_choice_are_passed_over(
     choosing: Choosing, tmp_path: Path
 ) -> None:
     scores = dict.fromkeys(("a", "b", "c"), 1.0)
-    choosing.scores = [make_scores(tmp_path / "s.csv", scores)]
+    choosing.scores = [make_scores(tmp_path / "s.csv", scores, seeds=VOTED)]
     choosing.votes = make_votes(tmp_path / "votes", [("a", "b", 30), ("c", "a", 30)])
     line = vote_line("x", "y", "p", 1, "a", grid="another")
     (choosing.votes / "ben.jsonl").write_text(line + "\n")
@@ -650,7 +710,7 @@ def test_votes_on_two_prompts_may_all_agree_and_yet_have_no_clear_winner(
     choosing.votes.mkdir()
     lines = [vote_line("a", "b", f"prompt {n % 2}", n, "a") for n in range(20)]
     (choosing.votes / "anna.jsonl").write_text("\n".join(lines))
-    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.0})]
+    choosing.scores = [make_scores(tmp_path / "s.csv", {"a": 1.0, "b": 1.0}, seeds=range(20))]
     report = choosing.one(["a", "b"])
     assert (report["choice"], report["by"], report["is_clear"]) == ("a", "votes", False)
     assert "fewer than 3 prompts, too few for an interval): no clear winner" in report["reason"]

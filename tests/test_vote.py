@@ -67,7 +67,7 @@ class Served:
     """A booth that is open."""
 
     def __init__(self, booth: Booth, cells: Path) -> None:
-        self.booth = booth
+        self.booth, self.cells = booth, cells
         self.server = serve(booth, cells, port=0)
         self.port = self.server.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
@@ -172,6 +172,15 @@ def test_the_answer_names_the_model_whose_picture_stood_at_that_side(served: Ser
         served.post("/vote", {"question": question, "answer": side})
     lines = [json.loads(line) for line in served.booth.path.read_bytes().splitlines()]
     assert [line[line["answer"]] for line in lines] == seen
+    drawn = {e.address: e for e in read_manifest(served.cells).entries}
+    for line in lines:
+        for side in "ab":
+            entry = drawn[line[f"{side}_cell"]]
+            assert entry.model == line[side]
+            assert (entry.prompt, entry.negative_prompt) == (
+                line["prompt"],
+                line["negative_prompt"],
+            )
 
 
 def test_ten_thousand_brackets_are_no_answer_and_end_nothing(

@@ -77,6 +77,7 @@ class Judge:
                 e.height,
                 self.book.find(e.address) if e.file else None,  # it may have been drawn elsewhere
                 e.variant,
+                e.address,
             )
             for e in manifest.entries
         ]

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from stages.harness.files import replacing
 
 Floats = npt.NDArray[np.float64]
-COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score")
+COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score", "address")
 DECIMALS = 4
 MIN_PROMPTS = 3  # fewer do not tell how prompts differ: two that agree would leave no doubt at all
 Place = tuple[str, int, int, int, str]  # prompt, seed, width, height, variant
@@ -34,6 +34,7 @@ class Score:
     height: int
     score: float | None  # None: the picture failed
     variant: str = ""  # what else tells pictures of one prompt, seed and size apart
+    address: str = ""  # of the cell: names all that determined the picture
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -44,7 +45,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
         for row in scores:
             shown = "" if row.score is None else f"{row.score:.{DECIMALS}f}"
             place = (row.model, row.prompt, row.seed, row.width, row.height, row.variant)
-            writer.writerow([*place, shown])
+            writer.writerow([*place, shown, row.address])
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -57,18 +58,23 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}")
+            raise ValueError(
+                f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}. "
+                "Score the grid again"
+            )
         return [_parse(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def _parse(row: dict[str, str], where: str) -> Score:
     try:
+        if None in row.values():
+            raise ValueError("it is cut short")
         score = float(row["score"]) if row["score"] else None
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score {score}")
         seed, width, height = (int(row[name]) for name in ("seed", "width", "height"))
-        variant = row["variant"]
-        return Score(row["model"], row["prompt"], seed, width, height, score, variant)
+        place = (row["prompt"], seed, width, height)
+        return Score(row["model"], *place, score, row["variant"], row["address"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: not a score: {error}. Score the grid again") from None
 

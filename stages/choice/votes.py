@@ -1,8 +1,9 @@
 """People's votes between two pictures of one prompt and seed, and the strengths behind them.
 
 A voter's file grows by a line per answer and is never rewritten: JSON, one object a line. An
-answer holds the two models, the SHA-256 of their weights, what both pictures show, and `a`, `b`,
-`tie` or `both_bad`; `{"undo": ID}` takes an answer back.
+answer holds the two models, the SHA-256 of their weights, the addresses of their cells, what both
+pictures show, and `a`, `b`, `tie` or `both_bad`; `{"undo": ID}` takes an answer back. Older lines
+lack the addresses and the negative prompt.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stages.choice.scores import resampled_prompts
+from stages.choice.scores import Score, resampled_prompts
 
 Floats = npt.NDArray[np.float64]
 ANSWERS = ("a", "b", "tie", "both_bad")
@@ -26,6 +27,8 @@ NEWTON_STEPS = 50
 CONVERGED = 1e-9
 TEXTS = ("id", "grid", "a", "b", "a_weights", "b_weights", "prompt", "answer")
 NUMBERS = ("seed", "width", "height")
+CELLS = ("a_cell", "b_cell")
+MAY_LACK = ("question", "left", "setting", "negative_prompt", *CELLS)  # texts, where they stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Vote:
     seed: int
     winner: str | None  # None: a tie, or both bad
     voter: str = ""
-    place: str = ""  # size and settings: what else tells two pictures of a prompt and seed apart
+    place: str = ""  # what else tells them apart: size, settings, negative prompt
 
     @property
     def question(self) -> tuple[str, ...]:
@@ -59,29 +62,42 @@ class Ballot:
     problems: list[str]  # by line
 
 
-def read_votes(
-    folder: Path, grid: str, weights: Mapping[str, str], others: Collection[str] = ()
-) -> Ballot:
-    """Read every voter's file, and keep the votes on a grid's models.
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a grid holds."""
 
-    A line that is cut short or broken, or is about a model that is not asked about, or about
-    other weights of that name, is left out and told. Of a voter's answers to one question the
-    last counts.
+    addresses: set[str]  # of its cells
+    places: set[tuple[str, int, int, int]]  # prompt, seed, width, height
+
+
+def read_votes(
+    folder: Path, grid: str, weights: Mapping[str, str], scores: Collection[Score] = ()
+) -> Ballot:
+    """Read every voter's file, and keep the votes on a grid's pictures.
+
+    A line that is cut short or broken, or is about a model that is not asked about, about other
+    weights of that name, or about a picture that the grid does not hold, is left out and told.
+    Of a voter's answers to one question the last counts.
 
     Args:
         folder: VOTER.jsonl of each voter; need not exist.
         grid: whose votes are wanted.
         weights: SHA-256 by model.
-        others: models of the grid that are not asked about; votes on them are passed over.
+        scores: tell the grid's cells, and models of it that are not asked about, on which votes
+            are passed over; without any, every picture of `weights` counts.
     """
+    pictures = Pictures(
+        {score.address for score in scores},
+        {(score.prompt, score.seed, score.width, score.height) for score in scores},
+    )
+    others = {score.model for score in scores} - weights.keys()
     votes: dict[tuple[str, ...], Vote] = {}
     problems: list[str] = []
     for path in sorted(folder.glob("*.jsonl")):
         for where, line in answers(path, problems):
-            beside = {line["a"], line["b"]} - weights.keys() & set(others)
-            if line["grid"] != grid or beside:
+            if line["grid"] != grid or {line["a"], line["b"]} & others:
                 continue
-            if wrong := _unknown(line, weights):
+            if wrong := _unknown(line, weights) or (scores and _gone(line, pictures)):
                 problems.append(f"{where}: {wrong}")
                 continue
             vote = as_vote(line, path.stem)
@@ -126,10 +142,10 @@ def _parse(text: bytes) -> dict[str, Any] | str | None:
         return f"not an answer: {line!r}"
     if "undo" in line:
         return line
-    for names, kind in ((TEXTS, str), (NUMBERS, int)):
-        for name in names:
-            if not isinstance(line.get(name), kind) or isinstance(line[name], bool):
-                return f"no {name} but {line.get(name)!r}"
+    texts = (*TEXTS, *(name for name in MAY_LACK if name in line))
+    for name, kind in [*((text, str) for text in texts), *((number, int) for number in NUMBERS)]:
+        if not isinstance(line.get(name), kind) or isinstance(line[name], bool):
+            return f"no {name} but {line.get(name)!r}"
     if line["answer"] not in ANSWERS:
         return f"answer {line['answer']!r}; wanted {', '.join(ANSWERS)}"
     if line["a"] == line["b"]:
@@ -146,12 +162,33 @@ def _unknown(line: Mapping[str, Any], weights: Mapping[str, str]) -> str | None:
     return None
 
 
+def _gone(line: Mapping[str, Any], pictures: Pictures) -> str | None:
+    """Say that the grid no longer holds the pictures which a line is about; None if it does."""
+    place = (line["prompt"], line["seed"], line["width"], line["height"])
+    shown = {line[side] for side in CELLS if side in line}
+    if shown <= pictures.addresses if shown else place in pictures.places:
+        return None
+    drawn = ", drawn as it was then" if place in pictures.places else ""
+    prompt, seed, width, height = place
+    return f"the grid has no {prompt!r}, seed {seed}, {width} x {height} px{drawn}"
+
+
 def as_vote(line: Mapping[str, Any], voter: str) -> Vote:
     """Make a vote of a line that `answers` gave."""
     answer = line["answer"]
-    place = f"{line['width']}x{line['height']} {line.get('setting', '')}".strip()
+    size = f"{line['width']}x{line['height']}"
+    avoided = line.get("negative_prompt", "")
+    place = [size, line.get("setting", ""), f"not: {avoided}" if avoided else ""]
     winner = line[answer] if answer in ("a", "b") else None
-    return Vote(line["a"], line["b"], line["prompt"], line["seed"], winner, voter, place)
+    return Vote(
+        line["a"],
+        line["b"],
+        line["prompt"],
+        line["seed"],
+        winner,
+        voter,
+        " ".join(filter(None, place)),
+    )
 
 
 def are_connected(votes: Iterable[Vote], models: Sequence[str]) -> bool:
