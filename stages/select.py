@@ -32,7 +32,13 @@ from stages.choice.rule import (
     difference,
 )
 from stages.choice.scores import MIN_PROMPTS, interval, read_scores, resampled_means, score_table
-from stages.choice.votes import agreement, are_connected, read_votes, resampled_strengths
+from stages.choice.votes import (
+    agreement,
+    are_connected,
+    read_votes,
+    resampled_strengths,
+    standard_errors,
+)
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import Params, load_params
@@ -221,7 +227,9 @@ def _votes_evidence(
         )
     prompts = len({vote.prompt for vote in ballot.votes})
     by_model = dict(zip(models, resampled, strict=True))
-    return [Evidence(VOTES, values, resampled=by_model, prompts=prompts)], remarks
+    errors = standard_errors(ballot.votes, models)
+    evidence = Evidence(VOTES, values, resampled=by_model, prompts=prompts, errors=errors)
+    return [evidence], remarks
 
 
 def _score_evidence(
@@ -273,7 +281,9 @@ def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) 
             key = kind.kind.replace(" ", "_")
             shown[key] = round(kind.values[name], DECIMALS)
             if kind.resampled and kind.prompts >= MIN_PROMPTS:
-                low, high = interval(kind.resampled[name], confidence, kind.prompts)
+                low, high = interval(
+                    kind.resampled[name], confidence, kind.prompts, kind.error(name)
+                )
                 shown |= {
                     f"{key}_low": round(low, DECIMALS),
                     f"{key}_high": round(high, DECIMALS),

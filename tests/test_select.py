@@ -30,6 +30,7 @@ from stages.choice.votes import (
     davidson,
     read_votes,
     resampled_strengths,
+    standard_errors,
 )
 from stages.harness.files import sha256_bytes
 from stages.harness.named import named_weights
@@ -663,17 +664,26 @@ def strengths_of_all_prompts(strengths: dict[str, float], spread: float) -> Floa
     return davidson(np.array(shares) * 1e6, pairs, len(strengths))
 
 
-def coverage(prompts: int, votes: int, spread: float, runs: int) -> float:
-    """Simulate voting, and count how often the intervals of differences hold the true ones."""
+def coverage(prompts: int, votes: int, spread: float, runs: int) -> tuple[float, float]:
+    """Simulate voting, and count how often intervals of differences hold the true ones.
+
+    Returns:
+        The shares without and with the floor of so many votes.
+    """
     strengths = {"a": 0.6, "b": 0.1, "c": -0.7}
     truth, held = strengths_of_all_prompts(strengths, spread), []
+    names = list(strengths)
     for number in range(runs):
         drawn = simulated_votes(strengths, prompts, votes, number, spread)
-        _, resampled = resampled_strengths(drawn, list(strengths), 400, seed=number)
+        _, resampled = resampled_strengths(drawn, names, 400, seed=number)
+        errors = standard_errors(drawn, names)
         for i, j in combinations(range(3), 2):
-            low, high = interval(resampled[i] - resampled[j], 0.95, prompts)
-            held.append(low <= truth[i] - truth[j] <= high)
-    return float(np.mean(held))
+            gaps, true = resampled[i] - resampled[j], truth[i] - truth[j]
+            floors = (0.0, errors[frozenset({names[i], names[j]})])
+            bounds = [interval(gaps, 0.95, prompts, floor) for floor in floors]
+            held.append([low <= true <= high for low, high in bounds])
+    bare, floored = np.mean(held, axis=0).tolist()
+    return bare, floored
 
 
 @pytest.mark.parametrize(
@@ -682,7 +692,9 @@ def coverage(prompts: int, votes: int, spread: float, runs: int) -> float:
 def test_95_percent_intervals_hold_the_truth_in_93_to_97_of_100_simulations(
     prompts: int, votes: int, spread: float
 ) -> None:
-    assert 0.93 <= coverage(prompts, votes, spread, COVERAGE_RUNS) <= 0.97
+    bare, floored = coverage(prompts, votes, spread, COVERAGE_RUNS)
+    assert 0.93 <= bare <= 0.97
+    assert floored < 0.99, "the floor is for votes that agree, and not to hide what others say"
 
 
 def test_ten_thousand_votes_are_fitted_with_intervals_in_two_seconds() -> None:
@@ -746,6 +758,28 @@ def test_who_wins_every_vote_has_a_finite_strength() -> None:
     strengths, resampled = resampled_strengths(votes, ["a", "b"], 50, seed=1)
     assert strengths[0] > 1
     assert np.isfinite(resampled).all()
+
+
+@pytest.mark.parametrize(("prompts", "is_clear"), [(3, False), (20, True)])
+def test_votes_that_all_agree_leave_an_interval_as_wide_as_so_few_votes_do(
+    choosing: Choosing, tmp_path: Path, prompts: int, is_clear: bool
+) -> None:
+    choosing.votes = tmp_path / "votes"
+    choosing.votes.mkdir()
+    lines = [vote_line("a", "b", f"prompt {n % prompts}", n, "a") for n in range(20)]
+    (choosing.votes / "anna.jsonl").write_text("\n".join(lines))
+    report = choosing.one(["a", "b"])
+    assert (report["choice"], report["is_clear"]) == ("a", is_clear)
+    figures = report["candidates"]["a"]
+    assert figures["votes_high"] - figures["votes_low"] > 1
+
+
+def test_the_standard_error_of_many_votes_is_that_of_a_share() -> None:
+    votes = [Vote("a", "b", "p", n, "ab"[n % 4 == 0]) for n in range(1000)]
+    found = standard_errors(votes, ["a", "b"])
+    wanted = np.sqrt(1 / 750 + 1 / 250)  # of a logit
+    assert found[frozenset("ab")] == pytest.approx(wanted, rel=0.02)
+    assert found[frozenset("a")] == pytest.approx(wanted / 2, rel=0.02)
 
 
 def test_intervals_resample_prompts_not_pictures() -> None:

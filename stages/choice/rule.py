@@ -63,11 +63,16 @@ class Evidence:
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
     prompts: int = 0  # that were resampled
+    errors: Mapping[frozenset[str], float] = field(default_factory=dict)  # of one, or between two
     failed: Mapping[str, int] = field(default_factory=dict)  # pictures, of the candidates with any
 
     def merit(self, name: str) -> float:
         """Give a candidate's value, turned so that more is better."""
         return -self.values[name] if self.lower_is_better else self.values[name]
+
+    def error(self, *names: str) -> float:
+        """Give the least standard error of a value, or of a difference; 0 where none is known."""
+        return self.errors.get(frozenset(names), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,9 +284,8 @@ def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interva
         return None
     sign = -1 if evidence.lower_is_better else 1
     gaps = sign * (evidence.resampled[a] - evidence.resampled[b])
-    return Interval(
-        evidence.merit(a) - evidence.merit(b), *interval(gaps, confidence, evidence.prompts)
-    )
+    bounds = interval(gaps, confidence, evidence.prompts, evidence.error(a, b))
+    return Interval(evidence.merit(a) - evidence.merit(b), *bounds)
 
 
 def _by_person(

@@ -150,7 +150,9 @@ def resampled_prompts(prompts: int, samples: int, seed: int) -> npt.NDArray[np.i
     return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=samples)
 
 
-def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float, float]:
+def interval(
+    resampled: Floats, confidence: float, prompts: int, floor: float = 0.0
+) -> tuple[float, float]:
     """Give the interval of a figure that was computed anew for resampled prompts.
 
     It is Student's: the mean and standard deviation of the resampled figures, the latter larger
@@ -161,6 +163,7 @@ def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float,
         resampled: (samples,) the figure of each resampling.
         confidence: of the interval, as 0.95.
         prompts: that were resampled; of fewer than MIN_PROMPTS it is endless.
+        floor: a standard error that prompts which happen to agree must not take it below.
 
     Source: T. Hesterberg, What Teachers Should Know About the Bootstrap (arXiv 1411.5279),
         section 4.1.3 on the two causes, and its t interval with a bootstrap standard error.
@@ -168,7 +171,7 @@ def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float,
     if prompts < MIN_PROMPTS:
         return -math.inf, math.inf
     t = student_t(1 - (1 - confidence) / 2, prompts - 1)
-    half = t * float(resampled.std()) * math.sqrt(prompts / (prompts - 1))
+    half = t * max(float(resampled.std()) * math.sqrt(prompts / (prompts - 1)), floor)
     centre = float(resampled.mean())
     return centre - half, centre + half
 

@@ -7,6 +7,7 @@ lack the addresses and the negative prompt.
 """
 
 import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -245,6 +246,35 @@ def resampled_strengths(
     Returns:
         Log strengths, mean 0: (models,) of all votes, and (models, samples).
     """
+    counts, pairs = _counted(votes, models)
+    taken = resampled_prompts(len(counts), samples, seed)  # (samples, prompts)
+    resampled = np.tensordot(taken.astype(float), counts, axes=1)  # (samples, pairs, 3)
+    fits = davidson(np.concatenate([counts.sum(0)[None], resampled]), pairs, len(models))
+    return fits[0], fits[1:].T
+
+
+def standard_errors(votes: Sequence[Vote], models: Sequence[str]) -> dict[frozenset[str], float]:
+    """Say how far the number of votes alone leaves strengths open, whatever prompts they are on.
+
+    It is a floor for intervals of resampled prompts: those have no width where all votes agree.
+
+    Returns:
+        The standard error of a model's log strength, and of the difference of two models', from
+        the curvature of the fit at its maximum.
+    """
+    counts, pairs = _counted(votes, models)
+    size = len(models)
+    _, curvature = _newton(counts.sum(0)[None], pairs, size)
+    centred = np.eye(size) - 1 / size
+    covariance = centred @ np.linalg.inv(curvature[0])[:size, :size] @ centred
+    found = {frozenset({name}): covariance[i, i] for i, name in enumerate(models)}
+    for (i, a), (j, b) in combinations(enumerate(models), 2):
+        found[frozenset({a, b})] = covariance[i, i] + covariance[j, j] - 2 * covariance[i, j]
+    return {names: math.sqrt(variance) for names, variance in found.items()}
+
+
+def _counted(votes: Sequence[Vote], models: Sequence[str]) -> tuple[Floats, list[tuple[int, int]]]:
+    """Count answers, (prompts, pairs, 3), of each two models' numbers."""
     number = {model: i for i, model in enumerate(models)}
     pairs = list(combinations(range(len(models)), 2))
     at = {pair: row for row, pair in enumerate(pairs)}
@@ -254,10 +284,7 @@ def resampled_strengths(
         first, second = sorted((vote.a, vote.b), key=number.__getitem__)
         said = TIED if vote.winner is None else [first, second].index(vote.winner)
         counts[prompts[vote.prompt], at[number[first], number[second]], said] += 1
-    taken = resampled_prompts(len(prompts), samples, seed)  # (samples, prompts)
-    resampled = np.tensordot(taken.astype(float), counts, axes=1)  # (samples, pairs, 3)
-    fits = davidson(np.concatenate([counts.sum(0)[None], resampled]), pairs, len(models))
-    return fits[0], fits[1:].T
+    return counts, pairs
 
 
 def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> Floats:
@@ -280,6 +307,18 @@ def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> F
     Source: R. R. Davidson, On Extending the Bradley-Terry Model to Accommodate Ties in Paired
         Comparison Experiments, JASA 65 (1970), 317-328.
     """
+    parameters, _ = _newton(counts.reshape(-1, len(pairs), 3), pairs, models)
+    strengths = parameters[:, :models]
+    strengths -= strengths.mean(1, keepdims=True)
+    return strengths.reshape(*counts.shape[:-2], models)
+
+
+def _newton(wanted: Floats, pairs: Sequence[tuple[int, int]], models: int) -> tuple[Floats, Floats]:
+    """Find the maxima of Davidson's model for counts (fits, pairs, 3).
+
+    Returns:
+        Log strengths and log nu, (fits, models + 1), and the negative second derivatives there.
+    """
     size = models + 1  # the last parameter is log nu
     design = np.zeros((len(pairs), 3, size))
     for row, (i, j) in enumerate(pairs):
@@ -287,7 +326,6 @@ def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> F
         design[row, TIED, [i, j]] = 0.5
     flat = design.reshape(-1, size)  # (pairs * 3, P)
     squares = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)  # (pairs * 3, P * P)
-    wanted = counts.reshape(-1, len(pairs), 3)  # (fits, pairs, 3)
     total = wanted.sum(2, keepdims=True)
     parameters = np.zeros((len(wanted), size))
     for _ in range(NEWTON_STEPS):
@@ -305,6 +343,4 @@ def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> F
         parameters += step / np.maximum(1.0, longest)  # at most 1 a step: no overshoot
         if longest.max() < CONVERGED:
             break
-    strengths = parameters[:, :models]
-    strengths -= strengths.mean(1, keepdims=True)
-    return strengths.reshape(*counts.shape[:-2], models)
+    return parameters, curvature
