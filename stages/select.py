@@ -32,13 +32,8 @@ from stages.choice.rule import (
     difference,
 )
 from stages.choice.scores import MIN_PROMPTS, interval, read_scores, resampled_means, score_table
-from stages.choice.votes import (
-    agreement,
-    are_connected,
-    read_votes,
-    resampled_strengths,
-    standard_errors,
-)
+from stages.choice.strengths import resampled_strengths, standard_errors
+from stages.choice.votes import agreement, are_connected, read_votes
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
 from stages.harness.params import Params, load_params
