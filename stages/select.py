@@ -31,8 +31,9 @@ from stages.choice.rule import (
     decide,
     difference,
 )
-from stages.choice.scores import interval, read_scores, resampled_means, score_table
-from stages.choice.votes import agreement, are_connected, read_votes, resampled_strengths
+from stages.choice.scores import MIN_PROMPTS, interval, read_scores, resampled_means, score_table
+from stages.choice.strengths import resampled_strengths, standard_errors
+from stages.choice.votes import agreement, are_connected, read_votes
 from stages.harness.counted import counted
 from stages.harness.files import link_or_copy, sha256_file, write_json
 from stages.harness.named import named_weights
@@ -147,7 +148,7 @@ def gather(
         rule: the section `select.rule`.
 
     Returns:
-        The evidence, strongest kind first, and remarks on votes that were left aside.
+        The evidence, strongest kind first, and remarks on what was left aside or counts as worst.
 
     Raises:
         FileNotFoundError: if scores or losses are missing; votes need not be there.
@@ -167,9 +168,16 @@ def gather(
         votes, remarks = _votes_evidence(weights, measures, rule)
         evidence += votes
     if measures.scores:
-        evidence.append(_score_evidence(measures.scores, models, rule))
+        scores, failures = _score_evidence(measures.scores, models, rule)
+        evidence.append(scores)
+        remarks += failures
     if measures.loss:
         losses = validation_losses(measures.loss, candidates)
+        remarks += [
+            f"The validation loss of {name} is no finite number: worse than any."
+            for name, loss in losses.items()
+            if math.isinf(loss)
+        ]
         evidence.append(Evidence(LOSS, losses, lower_is_better=True))
     return evidence, remarks
 
@@ -183,8 +191,8 @@ def _votes_evidence(
     if measures.reference and measures.reference_weights:
         asked[measures.reference] = measures.reference_weights
     hashes = {name: sha256_file(path) for name, path in asked.items()}
-    scored = {score.model for path in measures.scores for score in read_scores(path)}
-    ballot = read_votes(measures.votes, measures.grid, hashes, scored - hashes.keys())
+    scores = [score for path in measures.scores for score in read_scores(path)]
+    ballot = read_votes(measures.votes, measures.grid, hashes, scores)
     voted_on = {name for vote in ballot.votes for name in (vote.a, vote.b)}
     models = [*weights, *(name for name in asked if name not in weights and name in voted_on)]
     remarks = []
@@ -219,19 +227,30 @@ def _votes_evidence(
         )
     prompts = len({vote.prompt for vote in ballot.votes})
     by_model = dict(zip(models, resampled, strict=True))
-    return [Evidence(VOTES, values, resampled=by_model, prompts=prompts)], remarks
+    errors = standard_errors(ballot.votes, models)
+    evidence = Evidence(VOTES, values, resampled=by_model, prompts=prompts, errors=errors)
+    return [evidence], remarks
 
 
-def _score_evidence(paths: Sequence[Path], models: Sequence[str], rule: RuleParams) -> Evidence:
+def _score_evidence(
+    paths: Sequence[Path], models: Sequence[str], rule: RuleParams
+) -> tuple[Evidence, list[str]]:
+    """Read scores, and name the models some of whose pictures failed."""
     scores = [score for path in paths for score in read_scores(path)]
     table = score_table(scores, models, ", ".join(map(str, paths)))
     resampled = resampled_means(table, rule.resamples, rule.seed)
-    return Evidence(
+    remarks = [
+        f"{count} of {table.cells} pictures of {model} failed, and count below the worst score."
+        for model, count in table.failed.items()
+    ]
+    evidence = Evidence(
         SCORE,
         dict(zip(models, table.means.mean(1).tolist(), strict=True)),
         resampled=dict(zip(models, resampled, strict=True)),
         prompts=len(table.prompts),
+        failed=table.failed,
     )
+    return evidence, remarks
 
 
 def compared(
@@ -245,10 +264,7 @@ def compared(
                 gap = difference(chosen, reference, kind, rule.confidence)
                 assert gap, "votes and scores have intervals"
                 verdict = "" if gap.is_clear else ", so not surely different"
-                said.append(
-                    f"{kind.kind} {gap.mean:+.3g} ({rule.confidence * 100:g} % interval "
-                    f"{gap.low:+.3g} to {gap.high:+.3g}{verdict})"
-                )
+                said.append(f"{kind.kind} {gap.mean:+.3g} ({gap.told(rule.confidence)}{verdict})")
     return f"Compared with {reference}: {'; '.join(said) or 'nothing to compare by'}."
 
 
@@ -261,11 +277,13 @@ def _shown_evidence(name: str, evidence: Sequence[Evidence], confidence: float) 
     """Give a candidate's figures, flat, as DVC's metrics show them."""
     shown = {}
     for kind in evidence:
-        if name in kind.values:
+        if name in kind.values and math.isfinite(kind.values[name]):
             key = kind.kind.replace(" ", "_")
             shown[key] = round(kind.values[name], DECIMALS)
-            if kind.resampled and kind.prompts > 1:
-                low, high = interval(kind.resampled[name], confidence, kind.prompts)
+            if kind.resampled and kind.prompts >= MIN_PROMPTS:
+                low, high = interval(
+                    kind.resampled[name], confidence, kind.prompts, kind.error(name)
+                )
                 shown |= {
                     f"{key}_low": round(low, DECIMALS),
                     f"{key}_high": round(high, DECIMALS),

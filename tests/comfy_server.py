@@ -59,6 +59,7 @@ class Habits:
 
     checkpoints: list[str]
     dies_after: int | None = None  # pictures; then every connection breaks
+    busy_for: int = 0  # graphs that it answers with 503 before it takes the first
     hangs: bool = False  # takes graphs, and never runs them
     refuses: str = ""  # every graph, as in this case of the recording
     fails_on: str = ""  # a prompt on which it cannot load the checkpoint
@@ -80,6 +81,7 @@ class FakeComfy:
     habits: Habits
     graphs: list[dict[str, Any]] = field(default_factory=list)
     drawn: int = 0
+    busy: int = 0  # how often it said so
     address: str = ""
     _files: dict[str, bytes] = field(default_factory=dict)
     _history: dict[str, Any] = field(default_factory=dict)
@@ -167,6 +169,9 @@ class FakeComfy:
     async def _prompt(self, request: web.Request) -> web.Response:
         self._alive(request)
         body = await request.json()
+        if self.busy < self.habits.busy_for:
+            self.busy += 1
+            return web.Response(status=503)
         if self.habits.refuses:
             refusal = recorded_answer(self.habits.refuses, "POST /prompt")
             return web.json_response(refusal["answer"], status=refusal["status"])

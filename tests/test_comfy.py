@@ -26,6 +26,8 @@ from tests.tiny_grid import PARAMS, SCORE_PARAMS, draw_grid
 
 WORKFLOW = ROOT / "profiles" / "comfyui.json"
 MODELS = ["one", "two"]
+FILES = {name: f"{sha256_bytes(f'weights of {name}'.encode())[:16]}.safetensors" for name in MODELS}
+CHECKPOINTS = [f"sd15/{FILES['one']}", FILES["two"]]
 CELLS = 8  # of each model
 Start = Callable[..., FakeComfy]
 
@@ -33,6 +35,7 @@ Start = Callable[..., FakeComfy]
 @pytest.fixture(autouse=True)
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr("stages.comfy.spread.PAUSES_S", (0.01, 0.02))
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def start() -> Iterator[Start]:
     started: list[FakeComfy] = []
 
     def start_one(**habits: Any) -> FakeComfy:
-        names = habits.pop("checkpoints", ["sd15/one.safetensors", "two.safetensors"])
+        names = habits.pop("checkpoints", CHECKPOINTS)
         started.append(FakeComfy(Habits(names, **habits)).start())
         return started[-1]
 
@@ -80,7 +83,7 @@ def test_every_cell_is_what_its_own_graph_drew(tmp_path: Path, start: Start) -> 
             assert picture.getpixel((0, 0)) == (entry.seed, PARAMS.steps, 7)
             assert entry.prompt in str(picture.info["parameters"])
     sent = {graph["checkpoint"]["inputs"]["ckpt_name"] for graph in server.graphs}
-    assert sent == {"sd15/one.safetensors", "two.safetensors"}
+    assert sent == set(CHECKPOINTS)
     names = [graph["picture"]["inputs"]["filename_prefix"] for graph in server.graphs]
     assert len(set(names)) == len(names), "an equal graph would be answered with an old file"
 
@@ -107,6 +110,21 @@ def test_a_server_lost_in_the_middle_leaves_its_cells_to_the_others(
     assert (counts["drawn"], counts["failed"]) == (2 * CELLS, 0)
     assert dying.drawn == 3
     assert f"done without a server: {dying.address}: lost" in capsys.readouterr().out
+
+
+def test_a_server_that_is_busy_for_a_moment_is_asked_again(
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = start(busy_for=2)
+    counts = run(tmp_path, params_for(server))
+    assert (counts["drawn"], counts["failed"]) == (2 * CELLS, 0)
+    said = capsys.readouterr().out
+    assert f"{server.address}: lost (ClientResponseError 503); trying again in 0.01 s" in said
+
+
+def test_a_server_that_stays_busy_counts_as_lost(tmp_path: Path, start: Start) -> None:
+    with pytest.raises(ConnectionError, match=r"16 cells are left.*ClientResponseError 503"):
+        run(tmp_path, params_for(start(busy_for=3)))
 
 
 def test_a_server_that_hangs_counts_as_lost(tmp_path: Path, start: Start) -> None:
@@ -152,14 +170,22 @@ def test_an_absent_server_is_named(tmp_path: Path) -> None:
 def test_a_server_without_the_checkpoint_is_refused_before_the_work(
     tmp_path: Path, start: Start
 ) -> None:
-    server = start(checkpoints=["one.safetensors"])
-    hashed = sha256_bytes(b"weights of two")[:16]
-    with pytest.raises(ValueError, match=f"no server has the checkpoint of two: .*{hashed}"):
+    server = start(checkpoints=[FILES["one"]])
+    with pytest.raises(ValueError, match=f"no server has the checkpoint of two: .*{FILES['two']}"):
         run(tmp_path, params_for(server))
     assert not server.graphs
-    other = start(checkpoints=[f"models\\{hashed}.safetensors"])
+    other = start(checkpoints=[f"models\\{FILES['two']}"])
     assert run(tmp_path, params_for(server, other))["drawn"] == 2 * CELLS
     assert (server.drawn, other.drawn) == (CELLS, CELLS)
+
+
+def test_a_checkpoint_of_the_model_s_name_may_be_another_run_s_and_is_not_taken(
+    tmp_path: Path, start: Start
+) -> None:
+    server = start(checkpoints=["one.safetensors", "two.safetensors"])
+    with pytest.raises(ValueError, match=f"one: put its file, .*as {FILES['one']}"):
+        run(tmp_path, params_for(server))
+    assert not server.graphs
 
 
 def test_a_graph_that_the_server_refuses_is_told_with_its_reason(
@@ -199,7 +225,7 @@ def test_a_picture_that_does_not_come_whole_fails_its_cell_alone(
 def test_a_black_picture_is_marked_and_its_model_scored_as_the_worst(
     tmp_path: Path, start: Start
 ) -> None:
-    counts = run(tmp_path, params_for(start(black_for="two.safetensors")))
+    counts = run(tmp_path, params_for(start(black_for=FILES["two"])))
     assert counts["failed_by_model"] == {"two": CELLS}
     failed = {e.model: e.failed for e in read_manifest(tmp_path / "out").entries}
     assert failed["one"] is None
@@ -208,7 +234,7 @@ def test_a_black_picture_is_marked_and_its_model_scored_as_the_worst(
     grid_score.run(tmp_path / "out", make_tiny_clip(tmp_path / "clip"), outs, SCORE_PARAMS)
     table = score_table(read_scores(tmp_path / "s.csv"), MODELS, "s.csv")
     assert table.failed == {"two": CELLS}
-    assert (table.means[1] <= table.means[0]).all()
+    assert (table.means[1] < table.means[0]).all()
 
 
 def test_a_picture_of_another_size_is_not_taken(tmp_path: Path, start: Start) -> None:

@@ -45,8 +45,11 @@ def picture(seed: int, *, flat: bool = False) -> Image.Image:
     return Image.fromarray(levels.astype(np.uint8)).resize((32, 32))
 
 
-def make_grid(folder: Path) -> Path:
-    """Publish a grid: `near` draws what the real pictures look like, `far` nearly black ones."""
+def make_grid(folder: Path, *, failed: int = 0) -> Path:
+    """Publish a grid: `near` draws what the real pictures look like, `far` nearly black ones.
+
+    The first `failed` cells of `far` have failed.
+    """
     entries = []
     for model in MODELS:
         for number, prompt in enumerate(PROMPTS * 2, start=1):
@@ -55,7 +58,9 @@ def make_grid(folder: Path) -> Path:
             seed = number + 100 * (model == "far")
             picture(seed, flat=model == "far").save(folder / file)
             seed, address = number // 5, f"{model}{number}"
-            entries.append(Entry(model, prompt, seed, 32, 32, address, file, None))
+            wrong = "NaN" if model == "far" and number <= failed else None
+            shown = None if wrong else file
+            entries.append(Entry(model, prompt, seed, 32, 32, address, shown, wrong))
     cells = [{name: getattr(e, name) for name in Entry.__slots__} for e in entries]
     models = [{"name": name, "weights": name} for name in MODELS]
     manifest = {"group": "g", "models": models, "settings": {}, "cells": cells}
@@ -143,6 +148,22 @@ def test_a_real_picture_that_lies_on_its_side_is_compared_as_it_is_seen(tmp_path
     np.testing.assert_array_equal(turned, upright)
 
 
+def test_pictures_that_failed_are_told_beside_the_distance_that_lacks_them(tmp_path: Path) -> None:
+    clip = make_tiny_clip(tmp_path / "clip")
+    (tmp_path / "real").mkdir()
+    validation = make_validation(tmp_path / "real")
+    outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
+    for failed in (0, 5):  # the scores of the first time are known, and not to be taken
+        cells = make_grid(tmp_path / f"cells{failed}", failed=failed)
+        grid_score.run(cells, clip, outs, SCORE_PARAMS, validation)
+    scores = json.loads((tmp_path / "s.json").read_text())["scores"]
+    assert scores["far"]["cmmd_left_out"] == 5
+    assert "cmmd_left_out" not in scores["near"]
+    assert [s.score is None for s in read_scores(tmp_path / "s.csv") if s.model == "far"] == [
+        True, True, True, True, True, False, False, False,
+    ]  # fmt: skip
+
+
 def test_nothing_is_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, clip = make_grid(tmp_path / "cells"), make_tiny_clip(tmp_path / "clip")
     validation = make_validation(tmp_path / "real")
@@ -177,6 +198,14 @@ def test_cmmd_is_the_sum_over_all_pairs_of_the_paper() -> None:
     assert value == pytest.approx(SCALE * (own + other - 2 * across), abs=1e-6)
     assert resampled.shape == (50,)
     assert np.isfinite(resampled).all()
+
+
+def test_a_resampled_set_of_one_picture_says_nothing_of_cmmd() -> None:
+    """It would stand for a CMMD of about -1,000, and the interval would hold anything."""
+    rng = np.random.default_rng(0)
+    value, resampled = cmmd(unit(rng, 3), ["a", "b", "c"], unit(rng, 9), 900, seed=1)
+    assert 700 < len(resampled) < 900  # one in nine took one prompt three times
+    assert np.abs(resampled - value).max() < 50
 
 
 def test_cmmd_of_pictures_of_the_same_kind_is_zero_on_average() -> None:

@@ -140,6 +140,7 @@ def test_twenty_kills_change_nothing_the_last_ones_after_the_stop_rule_fired(
         PARAMS,
         optimizer="dadaptation",
         learning_rate=3e5,  # far too high: every epoch is worse than the base
+        max_aspect=2.0,
         weight_decay=0.0,
         batch_size=1,
         max_epochs=9,

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from stages.choice.booth import Booth, serve
+from stages.choice.booth import MAX_BODY_BYTES, Booth, serve
 from stages.choice.pairs import is_swapped, question_pairs
 from stages.choice.votes import read_votes
 from stages.drawing.manifest import Entry, Manifest, entry_name, read_manifest
@@ -67,7 +67,7 @@ class Served:
     """A booth that is open."""
 
     def __init__(self, booth: Booth, cells: Path) -> None:
-        self.booth = booth
+        self.booth, self.cells = booth, cells
         self.server = serve(booth, cells, port=0)
         self.port = self.server.server_address[1]
         self.host = f"127.0.0.1:{self.port}"
@@ -172,6 +172,31 @@ def test_the_answer_names_the_model_whose_picture_stood_at_that_side(served: Ser
         served.post("/vote", {"question": question, "answer": side})
     lines = [json.loads(line) for line in served.booth.path.read_bytes().splitlines()]
     assert [line[line["answer"]] for line in lines] == seen
+    drawn = {e.address: e for e in read_manifest(served.cells).entries}
+    for line in lines:
+        for side in "ab":
+            entry = drawn[line[f"{side}_cell"]]
+            assert entry.model == line[side]
+            assert (entry.prompt, entry.negative_prompt) == (
+                line["prompt"],
+                line["negative_prompt"],
+            )
+
+
+def test_ten_thousand_brackets_are_no_answer_and_end_nothing(
+    served: Served, tmp_path: Path
+) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
+    headers = {"Host": served.host, "Origin": f"http://{served.host}"}
+    connection.request("POST", "/vote", "[" * MAX_BODY_BYTES, headers)
+    assert connection.getresponse().status == 400
+    connection.close()
+    served.post("/vote", {"question": served.booth.state()["question"]["id"], "answer": "tie"})
+    with served.booth.path.open("ab") as file:
+        file.write(b"[" * 100_000 + b"\n")
+    ballot = read_votes(tmp_path / "votes", "final", MODELS)
+    assert len(ballot.votes) == 1
+    assert ballot.problems == [f"{served.booth.path}, line 2: not JSON; was the line cut short?"]
 
 
 def test_nothing_that_the_page_is_told_names_a_model(served: Served) -> None:

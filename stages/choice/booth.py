@@ -140,7 +140,10 @@ class Booth:
                     "b": b.model,
                     "a_weights": self.weights[a.model],
                     "b_weights": self.weights[b.model],
+                    "a_cell": a.address,
+                    "b_cell": b.address,
                     "prompt": a.prompt,
+                    "negative_prompt": a.negative_prompt,
                     "seed": a.seed,
                     "width": a.width,
                     "height": a.height,
@@ -254,7 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "nothing here")
                     return
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         self._send_state()

@@ -38,6 +38,9 @@ class KernelSums:
 
         Args:
             taken: (samples, P) how often each prompt was drawn.
+
+        Returns:
+            (samples,), NaN where one picture alone was drawn: it cannot be compared with another.
         """
         numbers = taken * self.counts
         own = np.diag(self.within)
@@ -45,7 +48,7 @@ class KernelSums:
         total -= (taken**2 - taken) @ own
         pairs = numbers.sum(1) ** 2 - (numbers**2).sum(1)  # of different prompts
         pairs += taken @ (self.counts * (self.counts - 1))
-        drawn = total / np.maximum(pairs, 1)  # none, where one picture alone was drawn
+        drawn = total / np.where(pairs > 0, pairs, np.nan)
         across = taken @ self.across / (numbers.sum(1) * self.real)
         result: Floats = SCALE * (drawn + self.real_mean - 2 * across)
         return result
@@ -85,7 +88,9 @@ def kernel(a: Floats, b: Floats) -> Floats:
 def cmmd(
     drawn: Floats, prompts: Sequence[str], real: Floats, samples: int, seed: int
 ) -> tuple[float, Floats]:
-    """Give CMMD, and that of resampled prompts, (samples,)."""
+    """Give CMMD, and that of resampled prompts: (samples,), less those that have none."""
     sums = kernel_sums(drawn, prompts, real)
     taken = resampled_prompts(len(sums.counts), samples, seed).astype(float)
-    return float(sums.cmmd(np.ones((1, len(sums.counts))))[0]), sums.cmmd(taken)
+    resampled = sums.cmmd(taken)
+    value = float(sums.cmmd(np.ones((1, len(sums.counts))))[0])
+    return value, resampled[np.isfinite(resampled)]

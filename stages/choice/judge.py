@@ -1,6 +1,7 @@
 """Who scores pictures: a CLIP, or a head over it, that pays once for each picture it has seen."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +70,14 @@ class Judge:
         """List every cell's score."""
         return [
             Score(
-                e.model, e.prompt, e.seed, e.width, e.height, self.book.find(e.address), e.variant
+                e.model,
+                e.prompt,
+                e.seed,
+                e.width,
+                e.height,
+                self.book.find(e.address) if e.file else None,  # it may have been drawn elsewhere
+                e.variant,
+                e.address,
             )
             for e in manifest.entries
         ]
@@ -94,23 +102,28 @@ class Judge:
 def cmmd_means(
     manifest: Manifest, judge: Judge, validation: Path, params: ScoreParams
 ) -> list[Mean]:
-    """Compare each model's pictures with real ones."""
+    """Compare each model's pictures with real ones.
+
+    Those that failed are counted beside it: the distance lacks them, and may be less for that.
+    """
     real = judge.real(validation)
     if len(real) < 2:
         raise ValueError(f"{validation}: one picture is too few to compare with")
     means = []
     for model in manifest.models:
+        entries = [e for e in manifest.entries if e.model == model]
         seen = [
             (e.prompt, vector)
-            for e in manifest.entries
-            if e.model == model and (vector := judge.vectors.find(e.address)) is not None
+            for e in entries
+            if e.file and (vector := judge.vectors.find(e.address)) is not None
         ]
         if len(seen) < 2:
             continue
         prompts = [prompt for prompt, _ in seen]
         drawn = np.stack([vector for _, vector in seen])
         value, resampled = cmmd(drawn, prompts, real, params.resamples, params.seed)
-        means.append(mean_of(model, "cmmd", value, resampled, len(set(prompts)), params))
+        mean = mean_of(model, "cmmd", value, resampled, len(set(prompts)), params)
+        means.append(replace(mean, left_out=len(entries) - len(seen)))
     return means
 
 

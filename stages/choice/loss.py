@@ -1,6 +1,7 @@
 """Validation losses of a run's checkpoints, as candidates of a choice."""
 
 import csv
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,9 @@ def validation_losses(path: Path, candidates: Sequence[str]) -> dict[str, float]
     Args:
         path: a run's loss.csv, with columns epoch and val_loss at least.
         candidates: names of checkpoints.
+
+    Returns:
+        By candidate; infinity, which is worse than any, where the loss is no finite number.
 
     Raises:
         ValueError: if a column is missing, or a candidate is no epoch of this run.
@@ -31,5 +35,6 @@ def validation_losses(path: Path, candidates: Sequence[str]) -> dict[str, float]
                 f"{path}: no loss of {name!r}; it holds epochs {', '.join(map(str, by_epoch))}. "
                 "Do weights and losses come from one run?"
             )
-        losses[name] = by_epoch[int(found[1])]
+        loss = by_epoch[int(found[1])]
+        losses[name] = loss if math.isfinite(loss) else math.inf
     return losses

@@ -5,7 +5,8 @@
 - votes, if there are at least `min_votes` and they compare every candidate with every other,
   through third ones if need be;
 - score, if the best one's lead over each rival is surely above zero (its interval, by prompts that
-  are resampled for both alike), or is at least `min_score_lead`;
+  are resampled for both alike), or is at least `min_score_lead`; of two that are equal the one
+  with fewer failed pictures is better;
 - validation loss, if the best one's is lower than each rival's by a share of `min_loss_lead`.
 
 Where a measure does not decide, the next is asked only about the best and those that it did not
@@ -16,13 +17,14 @@ Most choices have one place. Some have several (three of four mixes go on): then
 who may take it, the best candidates go on, and each takes the place that it can.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from stages.choice.scores import interval
+from stages.choice.scores import MIN_PROMPTS, interval
 from stages.harness.params import Params
 
 Floats = npt.NDArray[np.float64]
@@ -61,10 +63,16 @@ class Evidence:
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
     prompts: int = 0  # that were resampled
+    errors: Mapping[frozenset[str], float] = field(default_factory=dict)  # of one, or between two
+    failed: Mapping[str, int] = field(default_factory=dict)  # pictures, of the candidates with any
 
     def merit(self, name: str) -> float:
         """Give a candidate's value, turned so that more is better."""
         return -self.values[name] if self.lower_is_better else self.values[name]
+
+    def error(self, *names: str) -> float:
+        """Give the least standard error of a value, or of a difference; 0 where none is known."""
+        return self.errors.get(frozenset(names), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +87,12 @@ class Interval:
     def is_clear(self) -> bool:
         """Whether it is surely not zero."""
         return self.low > 0 or self.high < 0
+
+    def told(self, confidence: float) -> str:
+        """Say in words where it lies."""
+        if math.isinf(self.low):
+            return f"of fewer than {MIN_PROMPTS} prompts, too few for an interval"
+        return f"{confidence * 100:g} % interval {self.low:.3g} to {self.high:.3g}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +179,14 @@ def check_places(candidates: Sequence[str], places: Places) -> None:
 
 
 def rank(candidates: Sequence[str], evidence: Sequence[Evidence]) -> list[str]:
-    """Order candidates, best first; each kind of evidence only splits what the last left equal."""
-    return sorted(candidates, key=lambda name: tuple(-kind.merit(name) for kind in evidence))
+    """Order candidates, best first; each kind of evidence only splits what the last left equal.
+
+    Of two with equal values the one with fewer failed pictures is the better.
+    """
+    return sorted(
+        candidates,
+        key=lambda name: tuple((-kind.merit(name), kind.failed.get(name, 0)) for kind in evidence),
+    )
 
 
 def fill_places(ranked: Sequence[str], places: Places) -> dict[str, str]:
@@ -244,10 +264,18 @@ def decides(call: Rivalry, evidence: Evidence, params: RuleParams) -> bool:
     lead = evidence.merit(call.kept) - evidence.merit(call.rival)
     if evidence.kind == SCORE:
         surely = call.lead is not None and call.lead.low > 0
-        return surely or lead >= params.min_score_lead
+        return surely or lead >= params.min_score_lead or _fails_less(call, evidence)
     if evidence.kind == LOSS:
-        return lead > 0 and lead >= params.min_loss_lead * evidence.values[call.rival]
+        worse = evidence.values[call.rival]  # a lead over an infinite loss is infinite, too
+        return lead > 0 and (math.isinf(worse) or lead >= params.min_loss_lead * worse)
     return True  # of votes there are enough, or they would be no evidence
+
+
+def _fails_less(call: Rivalry, evidence: Evidence) -> bool:
+    """Tell whether two are equal but for the pictures that failed."""
+    failed = evidence.failed
+    is_equal = evidence.merit(call.kept) == evidence.merit(call.rival)
+    return is_equal and failed.get(call.kept, 0) < failed.get(call.rival, 0)
 
 
 def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interval | None:
@@ -256,9 +284,8 @@ def difference(a: str, b: str, evidence: Evidence, confidence: float) -> Interva
         return None
     sign = -1 if evidence.lower_is_better else 1
     gaps = sign * (evidence.resampled[a] - evidence.resampled[b])
-    return Interval(
-        evidence.merit(a) - evidence.merit(b), *interval(gaps, confidence, evidence.prompts)
-    )
+    bounds = interval(gaps, confidence, evidence.prompts, evidence.error(a, b))
+    return Interval(evidence.merit(a) - evidence.merit(b), *bounds)
 
 
 def _by_person(
@@ -318,10 +345,11 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
     values = evidence.values
     text = f"{kept} ({values[kept]:.4g}) before {rival} ({values[rival]:.4g})"
     if lead is not None:
-        percent = f"{params.confidence * 100:g} %"
-        text += f", ahead by {lead.mean:.3g} ({percent} interval {lead.low:.3g} to {lead.high:.3g})"
+        text += f", ahead by {lead.mean:.3g} ({lead.told(params.confidence)})"
     enough = decides(call, evidence, params)
     if evidence.kind == LOSS:
+        if math.isinf(values[rival]):
+            return f"{text}, which is no finite number."
         share = (evidence.merit(kept) - evidence.merit(rival)) / values[rival]
         word = "at least" if enough else "less than"
         return (
@@ -332,11 +360,11 @@ def _told(call: Rivalry, evidence: Evidence, params: RuleParams) -> str:
         return text + "."
     if evidence.kind == VOTES:
         return text + ": no clear winner, the stronger goes on."
-    word = "at least" if enough else "and less than"
-    margin = f"{word} select.rule.min_score_lead = {params.min_score_lead:g}"
-    if enough:
-        return f"{text}: the interval holds zero, but the lead is {margin}."
-    return f"{text}: the interval holds zero, {margin}."
+    if _fails_less(call, evidence):
+        return f"{text}: equal, but fewer pictures of {kept} failed."
+    doubt = "no interval" if math.isinf(lead.low) else "the interval holds zero"
+    word = "but the lead is at least" if enough else "and less than"
+    return f"{text}: {doubt}, {word} select.rule.min_score_lead = {params.min_score_lead:g}."
 
 
 def _listed(chosen: dict[str, str]) -> str:

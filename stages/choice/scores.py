@@ -17,8 +17,9 @@ import numpy.typing as npt
 from stages.harness.files import replacing
 
 Floats = npt.NDArray[np.float64]
-COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score")
+COLUMNS = ("model", "prompt", "seed", "width", "height", "variant", "score", "address")
 DECIMALS = 4
+MIN_PROMPTS = 3  # fewer do not tell how prompts differ: two that agree would leave no doubt at all
 Place = tuple[str, int, int, int, str]  # prompt, seed, width, height, variant
 
 
@@ -33,6 +34,7 @@ class Score:
     height: int
     score: float | None  # None: the picture failed
     variant: str = ""  # what else tells pictures of one prompt, seed and size apart
+    address: str = ""  # of the cell: names all that determined the picture
 
 
 def write_scores(path: Path, scores: Iterable[Score]) -> None:
@@ -43,7 +45,7 @@ def write_scores(path: Path, scores: Iterable[Score]) -> None:
         for row in scores:
             shown = "" if row.score is None else f"{row.score:.{DECIMALS}f}"
             place = (row.model, row.prompt, row.seed, row.width, row.height, row.variant)
-            writer.writerow([*place, shown])
+            writer.writerow([*place, shown, row.address])
 
 
 def read_scores(path: Path) -> list[Score]:
@@ -56,18 +58,23 @@ def read_scores(path: Path) -> list[Score]:
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise ValueError(f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}")
+            raise ValueError(
+                f"{path}: columns {reader.fieldnames}; wanted {', '.join(COLUMNS)}. "
+                "Score the grid again"
+            )
         return [_parse(row, f"{path}, line {reader.line_num}") for row in reader]
 
 
 def _parse(row: dict[str, str], where: str) -> Score:
     try:
+        if None in row.values():
+            raise ValueError("it is cut short")
         score = float(row["score"]) if row["score"] else None
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score {score}")
         seed, width, height = (int(row[name]) for name in ("seed", "width", "height"))
-        variant = row["variant"]
-        return Score(row["model"], row["prompt"], seed, width, height, score, variant)
+        place = (row["prompt"], seed, width, height)
+        return Score(row["model"], *place, score, row["variant"], row["address"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where}: not a score: {error}. Score the grid again") from None
 
@@ -78,6 +85,7 @@ class ScoreTable:
 
     models: tuple[str, ...]
     prompts: tuple[str, ...]
+    cells: int  # of each model
     means: Floats  # (models, prompts), over seeds and sizes
     failed: dict[str, int]  # pictures that failed, of the models that have any
 
@@ -85,8 +93,9 @@ class ScoreTable:
 def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> ScoreTable:
     """Average scores by model and prompt.
 
-    A failed picture gets the worst score that any of the models got for that cell: it must
-    neither help its model nor be ignored.
+    A failed picture scores below every picture that was drawn: the worst score of all, less the
+    distance from there to the best. Who fails in half of the cells cannot win then, however good
+    the rest: its mean is at most the worst score.
 
     Args:
         scores: may hold other models too.
@@ -112,24 +121,24 @@ def score_table(scores: Iterable[Score], models: Sequence[str], where: str) -> S
                 f"{where}: {model} and {models[0]} are not scored on the same cells. "
                 "Draw both in grids of the same params"
             )
-    worst = {cell: _worst(by_model[model][cell] for model in models) for cell in cells}
-    overall = _worst(worst.values()) or 0.0
+    failed = _below(score for model in models for score in by_model[model].values())
     prompts = tuple(dict.fromkeys(cell[0] for cell in cells))
     means = np.empty((len(models), len(prompts)))
     for column, prompt in enumerate(prompts):
         own = [cell for cell in cells if cell[0] == prompt]
         for row_number, model in enumerate(models):
-            values = [
-                next(v for v in (by_model[model][cell], worst[cell], overall) if v is not None)
-                for cell in own
-            ]
-            means[row_number, column] = np.mean(values)
+            values = (by_model[model][cell] for cell in own)
+            scored = [failed if value is None else value for value in values]
+            means[row_number, column] = np.mean(scored)
     failures = {m: sum(score is None for score in by_model[m].values()) for m in models}
-    return ScoreTable(tuple(models), prompts, means, {m: n for m, n in failures.items() if n})
+    told = {m: n for m, n in failures.items() if n}
+    return ScoreTable(tuple(models), prompts, len(cells), means, told)
 
 
-def _worst(scores: Iterable[float | None]) -> float | None:
-    return min((score for score in scores if score is not None), default=None)
+def _below(scores: Iterable[float | None]) -> float:
+    """Give a score as far below the worst as the best is above it; 1 below if all are equal."""
+    drawn = [score for score in scores if score is not None] or [0.0]
+    return min(drawn) - ((max(drawn) - min(drawn)) or 1.0)
 
 
 def resampled_prompts(prompts: int, samples: int, seed: int) -> npt.NDArray[np.int64]:
@@ -141,7 +150,9 @@ def resampled_prompts(prompts: int, samples: int, seed: int) -> npt.NDArray[np.i
     return rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=samples)
 
 
-def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float, float]:
+def interval(
+    resampled: Floats, confidence: float, prompts: int, floor: float = 0.0
+) -> tuple[float, float]:
     """Give the interval of a figure that was computed anew for resampled prompts.
 
     It is Student's: the mean and standard deviation of the resampled figures, the latter larger
@@ -151,15 +162,16 @@ def interval(resampled: Floats, confidence: float, prompts: int) -> tuple[float,
     Args:
         resampled: (samples,) the figure of each resampling.
         confidence: of the interval, as 0.95.
-        prompts: that were resampled.
+        prompts: that were resampled; of fewer than MIN_PROMPTS it is endless.
+        floor: a standard error that prompts which happen to agree must not take it below.
 
     Source: T. Hesterberg, What Teachers Should Know About the Bootstrap (arXiv 1411.5279),
         section 4.1.3 on the two causes, and its t interval with a bootstrap standard error.
     """
-    if prompts < 2:
-        return -math.inf, math.inf  # one prompt tells nothing about others
+    if prompts < MIN_PROMPTS:
+        return -math.inf, math.inf
     t = student_t(1 - (1 - confidence) / 2, prompts - 1)
-    half = t * float(resampled.std()) * math.sqrt(prompts / (prompts - 1))
+    half = t * max(float(resampled.std()) * math.sqrt(prompts / (prompts - 1)), floor)
     centre = float(resampled.mean())
     return centre - half, centre + half
 

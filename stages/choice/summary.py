@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from stages.choice.score_params import ScoreParams
 from stages.choice.scores import (
+    MIN_PROMPTS,
     Score,
     interval,
     resampled_means,
@@ -24,13 +25,14 @@ COLUMNS = ("model", "measure", "mean", "low", "high")
 
 @dataclass(frozen=True, slots=True)
 class Mean:
-    """A model's mean by one measure, and its interval; None of one prompt."""
+    """A model's mean by one measure, and its interval; None of too few prompts."""
 
     model: str
     measure: str
     mean: float
     low: float | None
     high: float | None
+    left_out: int = 0  # pictures that failed, where the measure cannot count them as worst
 
 
 def mean_scores(
@@ -50,7 +52,7 @@ def mean_of(
     model: str, measure: str, mean: float, resampled: Floats, prompts: int, params: ScoreParams
 ) -> Mean:
     """Put a figure and its resampled values together."""
-    if prompts < 2:
+    if prompts < MIN_PROMPTS or not len(resampled):
         return Mean(model, measure, mean, None, None)
     return Mean(model, measure, mean, *interval(resampled, params.confidence, prompts))
 
@@ -64,6 +66,8 @@ def as_metrics(means: Iterable[Mean]) -> dict[str, dict[str, float]]:
         own |= {
             f"{mean.measure}{k}": round(v, DECIMALS) for k, v in figures.items() if v is not None
         }
+        if mean.left_out:
+            own[f"{mean.measure}_left_out"] = mean.left_out
     return shown
 
 

@@ -1,31 +1,26 @@
-"""People's votes between two pictures of one prompt and seed, and the strengths behind them.
+"""People's votes between two pictures of one prompt and seed.
 
 A voter's file grows by a line per answer and is never rewritten: JSON, one object a line. An
-answer holds the two models, the SHA-256 of their weights, what both pictures show, and `a`, `b`,
-`tie` or `both_bad`; `{"undo": ID}` takes an answer back.
+answer holds the two models, the SHA-256 of their weights, the addresses of their cells, what both
+pictures show, and `a`, `b`, `tie` or `both_bad`; `{"undo": ID}` takes an answer back. Older lines
+lack the addresses and the negative prompt.
 """
 
 import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from stages.choice.scores import Score
 
-from stages.choice.scores import resampled_prompts
-
-Floats = npt.NDArray[np.float64]
 ANSWERS = ("a", "b", "tie", "both_bad")
 FIRST, SECOND, TIED = range(3)  # who won, of two models in the order of the fit
-PRIOR_VARIANCE = 9.0  # of a log strength: keeps finite who won or lost every time
-NEWTON_STEPS = 50
-CONVERGED = 1e-9
 TEXTS = ("id", "grid", "a", "b", "a_weights", "b_weights", "prompt", "answer")
 NUMBERS = ("seed", "width", "height")
+CELLS = ("a_cell", "b_cell")
+MAY_LACK = ("question", "left", "setting", "negative_prompt", *CELLS)  # texts, where they stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +33,7 @@ class Vote:
     seed: int
     winner: str | None  # None: a tie, or both bad
     voter: str = ""
-    place: str = ""  # size and settings: what else tells two pictures of a prompt and seed apart
+    place: str = ""  # what else tells them apart: size, settings, negative prompt
 
     @property
     def question(self) -> tuple[str, ...]:
@@ -59,29 +54,42 @@ class Ballot:
     problems: list[str]  # by line
 
 
-def read_votes(
-    folder: Path, grid: str, weights: Mapping[str, str], others: Collection[str] = ()
-) -> Ballot:
-    """Read every voter's file, and keep the votes on a grid's models.
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What a grid holds."""
 
-    A line that is cut short or broken, or is about a model that is not asked about, or about
-    other weights of that name, is left out and told. Of a voter's answers to one question the
-    last counts.
+    addresses: set[str]  # of its cells
+    places: set[tuple[str, int, int, int]]  # prompt, seed, width, height
+
+
+def read_votes(
+    folder: Path, grid: str, weights: Mapping[str, str], scores: Collection[Score] = ()
+) -> Ballot:
+    """Read every voter's file, and keep the votes on a grid's pictures.
+
+    A line that is cut short or broken, or is about a model that is not asked about, about other
+    weights of that name, or about a picture that the grid does not hold, is left out and told.
+    Of a voter's answers to one question the last counts.
 
     Args:
         folder: VOTER.jsonl of each voter; need not exist.
         grid: whose votes are wanted.
         weights: SHA-256 by model.
-        others: models of the grid that are not asked about; votes on them are passed over.
+        scores: tell the grid's cells, and models of it that are not asked about, on which votes
+            are passed over; without any, every picture of `weights` counts.
     """
+    pictures = Pictures(
+        {score.address for score in scores},
+        {(score.prompt, score.seed, score.width, score.height) for score in scores},
+    )
+    others = {score.model for score in scores} - weights.keys()
     votes: dict[tuple[str, ...], Vote] = {}
     problems: list[str] = []
     for path in sorted(folder.glob("*.jsonl")):
         for where, line in answers(path, problems):
-            beside = {line["a"], line["b"]} - weights.keys() & set(others)
-            if line["grid"] != grid or beside:
+            if line["grid"] != grid or {line["a"], line["b"]} & others:
                 continue
-            if wrong := _unknown(line, weights):
+            if wrong := _unknown(line, weights) or (scores and _gone(line, pictures)):
                 problems.append(f"{where}: {wrong}")
                 continue
             vote = as_vote(line, path.stem)
@@ -120,16 +128,16 @@ def _parse(text: bytes) -> dict[str, Any] | str | None:
         return None
     try:
         line = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter by thousands of brackets
         return "not JSON; was the line cut short?"
     if not isinstance(line, dict):
         return f"not an answer: {line!r}"
     if "undo" in line:
         return line
-    for names, kind in ((TEXTS, str), (NUMBERS, int)):
-        for name in names:
-            if not isinstance(line.get(name), kind) or isinstance(line[name], bool):
-                return f"no {name} but {line.get(name)!r}"
+    texts = (*TEXTS, *(name for name in MAY_LACK if name in line))
+    for name, kind in [*((text, str) for text in texts), *((number, int) for number in NUMBERS)]:
+        if not isinstance(line.get(name), kind) or isinstance(line[name], bool):
+            return f"no {name} but {line.get(name)!r}"
     if line["answer"] not in ANSWERS:
         return f"answer {line['answer']!r}; wanted {', '.join(ANSWERS)}"
     if line["a"] == line["b"]:
@@ -146,12 +154,33 @@ def _unknown(line: Mapping[str, Any], weights: Mapping[str, str]) -> str | None:
     return None
 
 
+def _gone(line: Mapping[str, Any], pictures: Pictures) -> str | None:
+    """Say that the grid no longer holds the pictures which a line is about; None if it does."""
+    place = (line["prompt"], line["seed"], line["width"], line["height"])
+    shown = {line[side] for side in CELLS if side in line}
+    if shown <= pictures.addresses if shown else place in pictures.places:
+        return None
+    drawn = ", drawn as it was then" if place in pictures.places else ""
+    prompt, seed, width, height = place
+    return f"the grid has no {prompt!r}, seed {seed}, {width} x {height} px{drawn}"
+
+
 def as_vote(line: Mapping[str, Any], voter: str) -> Vote:
     """Make a vote of a line that `answers` gave."""
     answer = line["answer"]
-    place = f"{line['width']}x{line['height']} {line.get('setting', '')}".strip()
+    size = f"{line['width']}x{line['height']}"
+    avoided = line.get("negative_prompt", "")
+    place = [size, line.get("setting", ""), f"not: {avoided}" if avoided else ""]
     winner = line[answer] if answer in ("a", "b") else None
-    return Vote(line["a"], line["b"], line["prompt"], line["seed"], winner, voter, place)
+    return Vote(
+        line["a"],
+        line["b"],
+        line["prompt"],
+        line["seed"],
+        winner,
+        voter,
+        " ".join(filter(None, place)),
+    )
 
 
 def are_connected(votes: Iterable[Vote], models: Sequence[str]) -> bool:
@@ -198,76 +227,3 @@ def _pairs_apart(counts: Counter[int]) -> int:
     """Count ordered pairs of unequal answers."""
     total: int = counts.total()
     return total**2 - sum(count**2 for count in counts.values())
-
-
-def resampled_strengths(
-    votes: Sequence[Vote], models: Sequence[str], samples: int, seed: int
-) -> tuple[Floats, Floats]:
-    """Fit the models' strengths to the votes, and again to resampled prompts.
-
-    Returns:
-        Log strengths, mean 0: (models,) of all votes, and (models, samples).
-    """
-    number = {model: i for i, model in enumerate(models)}
-    pairs = list(combinations(range(len(models)), 2))
-    at = {pair: row for row, pair in enumerate(pairs)}
-    prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(v.prompt for v in votes))}
-    counts = np.zeros((len(prompts), len(pairs), 3))
-    for vote in votes:
-        first, second = sorted((vote.a, vote.b), key=number.__getitem__)
-        said = TIED if vote.winner is None else [first, second].index(vote.winner)
-        counts[prompts[vote.prompt], at[number[first], number[second]], said] += 1
-    taken = resampled_prompts(len(prompts), samples, seed)  # (samples, prompts)
-    resampled = np.tensordot(taken.astype(float), counts, axes=1)  # (samples, pairs, 3)
-    fits = davidson(np.concatenate([counts.sum(0)[None], resampled]), pairs, len(models))
-    return fits[0], fits[1:].T
-
-
-def davidson(counts: Floats, pairs: Sequence[tuple[int, int]], models: int) -> Floats:
-    """Fit Davidson's model of paired comparisons with ties; its maximum is unique.
-
-    With p = exp(strength): i beats j with a probability in proportion to p_i, loses in
-    proportion to p_j, ties in proportion to nu * sqrt(p_i p_j). That is a logit model, linear in
-    the log strengths and log nu, so Newton's method finds the maximum. A normal prior of
-    variance PRIOR_VARIANCE keeps it finite.
-
-    Args:
-        counts: (..., pairs, 3): first won, second won, tie; each leading index is a fit of its
-            own, and all are made at once.
-        pairs: the two models' numbers, for each row of counts.
-        models: how many there are.
-
-    Returns:
-        (..., models) log strengths, mean 0.
-
-    Source: R. R. Davidson, On Extending the Bradley-Terry Model to Accommodate Ties in Paired
-        Comparison Experiments, JASA 65 (1970), 317-328.
-    """
-    size = models + 1  # the last parameter is log nu
-    design = np.zeros((len(pairs), 3, size))
-    for row, (i, j) in enumerate(pairs):
-        design[row, FIRST, i] = design[row, SECOND, j] = design[row, TIED, models] = 1
-        design[row, TIED, [i, j]] = 0.5
-    flat = design.reshape(-1, size)  # (pairs * 3, P)
-    squares = (flat[:, :, None] * flat[:, None, :]).reshape(len(flat), -1)  # (pairs * 3, P * P)
-    wanted = counts.reshape(-1, len(pairs), 3)  # (fits, pairs, 3)
-    total = wanted.sum(2, keepdims=True)
-    parameters = np.zeros((len(wanted), size))
-    for _ in range(NEWTON_STEPS):
-        utility = (parameters @ flat.T).reshape(wanted.shape)
-        chance = np.exp(utility - utility.max(2, keepdims=True))
-        chance /= chance.sum(2, keepdims=True)
-        expected = total * chance
-        gradient = (wanted - expected).reshape(len(wanted), -1) @ flat - parameters / PRIOR_VARIANCE
-        mean = np.einsum("sqo,qop->sqp", chance, design, optimize=True)
-        curvature = (expected.reshape(len(wanted), -1) @ squares).reshape(-1, size, size)
-        curvature -= (total * mean).transpose(0, 2, 1) @ mean
-        curvature += np.eye(size) / PRIOR_VARIANCE
-        step = np.linalg.solve(curvature, gradient[..., None])[..., 0]
-        longest = np.abs(step).max(1, keepdims=True)
-        parameters += step / np.maximum(1.0, longest)  # at most 1 a step: no overshoot
-        if longest.max() < CONVERGED:
-            break
-    strengths = parameters[:, :models]
-    strengths -= strengths.mean(1, keepdims=True)
-    return strengths.reshape(*counts.shape[:-2], models)

@@ -37,6 +37,10 @@ class PictureError(RuntimeError):
     """The server could not draw one picture, and goes on."""
 
 
+class SlowError(ConnectionError):
+    """The server took longer than it may; to ask it again would take as long."""
+
+
 class Server:
     """A server that listens at an address; use it as an async context."""
 
@@ -84,16 +88,16 @@ class Server:
             f"{socket}/ws?clientId={self.client}", max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20
         )
 
-    def checkpoint(self, cell: Cell, model: str) -> str | None:
-        """Find what the server calls a model's file; None if it has none.
+    def checkpoint(self, cell: Cell) -> str | None:
+        """Find what the server calls the file of a cell's weights; None if it has none.
 
-        The file may be called by the first 16 digits of the weights' SHA-256, which no other
-        weights bear, or by the model's name; folders of the server do not matter.
+        Only a name that tells the weights will do: several runs have an `epoch_010`, and a picture
+        by another's would be kept as this one's. Folders of the server do not matter.
         """
-        for wanted in (cell.weights[:16], model):
-            for name in self.checkpoints:
-                if name.replace("\\", "/").rsplit("/", 1)[-1] == f"{wanted}.safetensors":
-                    return name
+        wanted = checkpoint_name(cell)
+        for name in self.checkpoints:
+            if name.replace("\\", "/").rsplit("/", 1)[-1] == wanted:
+                return name
         return None
 
     async def draw(self, cell: Cell, checkpoint: str, workflow: Workflow) -> Image.Image:
@@ -101,7 +105,8 @@ class Server:
 
         Raises:
             PictureError: if the server says that it cannot.
-            ConnectionError: if the server is lost.
+            SlowError: if it took longer than its time.
+            ConnectionError: if it did not answer, or answered that it is not able to now.
         """
         prompt_id = str(uuid4())
         graph = workflow.filled(cell, checkpoint, f"{cell.address[:16]}-{prompt_id[:8]}")
@@ -110,7 +115,8 @@ class Server:
                 prompt_id = await self._send(graph, prompt_id)
                 content = await self._fetch(await self._outputs(prompt_id))
         except LOST as error:
-            raise ConnectionError(f"{self.address}: lost ({type(error).__name__})") from error
+            kind = SlowError if isinstance(error, TimeoutError) else ConnectionError
+            raise kind(f"{self.address}: lost ({_words(error)})") from error
         try:
             with Image.open(io.BytesIO(content)) as picture:
                 drawn = picture.convert("RGB")
@@ -192,6 +198,16 @@ class Server:
             response.raise_for_status()
             answer: dict[str, Any] = await response.json()
             return answer
+
+
+def _words(error: Exception) -> str:
+    kind = type(error).__name__
+    return f"{kind} {error.status}" if isinstance(error, aiohttp.ClientResponseError) else kind
+
+
+def checkpoint_name(cell: Cell) -> str:
+    """Name a cell's weights as a server's file has to: by the first digits of their SHA-256."""
+    return f"{cell.weights[:16]}.safetensors"
 
 
 def _choices(described: list[Any]) -> list[str]:

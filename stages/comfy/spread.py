@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from stages.comfy.server import PictureError, Server
+from stages.comfy.server import PictureError, Server, SlowError, checkpoint_name
 from stages.comfy.workflow import Workflow
 from stages.drawing.cell import Cell
 from stages.harness.counted import counted
 
 Done = Callable[[str, Cell, Image.Image | Exception], None]
 IDLE_S = 0.05
+PAUSES_S = (1.0, 5.0, 15.0, 30.0)  # before each new try: a server may be starting again
 
 
 @dataclass(slots=True)
@@ -36,7 +37,7 @@ def draw_on_servers(
 
     Args:
         servers: addresses.
-        timeout_s: for one picture; a server that takes longer counts as lost.
+        timeout_s: for one picture; a server that takes longer counts as lost at once.
         workflow: the template.
         cells: each with its model's name.
         done: called with each picture, or what the server said of it.
@@ -83,16 +84,22 @@ def done_without(said: str) -> None:
 
 def _check_checkpoints(servers: Sequence[Server], cells: Sequence[tuple[str, Cell]]) -> None:
     for model, cell in dict(cells).items():
-        if not any(server.checkpoint(cell, model) for server in servers):
+        if not any(server.checkpoint(cell) for server in servers):
             raise ValueError(
-                f"no server has the checkpoint of {model}: put its file into the folder of "
-                f"checkpoints as {cell.weights[:16]}.safetensors or {model}.safetensors. "
+                f"no server has the checkpoint of {model}: put its file, or a link to it, anywhere "
+                f"below the folder of checkpoints as {checkpoint_name(cell)}, the first 16 digits "
+                "of its SHA-256; another name could be another model's. "
                 f"Asked: {', '.join(server.address for server in servers)}"
             )
 
 
 async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> None:
-    """Let one server draw until nothing is left for it, or it is lost."""
+    """Let one server draw until nothing is left for it, or it is lost.
+
+    One that answers with an error, or not at all, is tried again after each of PAUSES_S; meanwhile
+    others may take the cell. A picture sets the count back.
+    """
+    pauses = list(PAUSES_S)
     while work.waiting or work.drawing:
         taken = _take(server, work)
         if taken is None:
@@ -108,17 +115,23 @@ async def _serve(server: Server, workflow: Workflow, work: Work, done: Done) -> 
             drawn = error
         except ConnectionError as error:
             work.waiting.insert(0, (model, cell))
-            work.lost.append(str(error))
-            return
+            if isinstance(error, SlowError) or not pauses:
+                work.lost.append(str(error))
+                return
+            pause = pauses.pop(0)
+            print(f"{error}; trying again in {pause:g} s", flush=True)
+            await asyncio.sleep(pause)
+            continue
         finally:
             work.drawing -= 1
+        pauses = list(PAUSES_S)
         done(model, cell, drawn)
 
 
 def _take(server: Server, work: Work) -> tuple[str, Cell, str] | None:
     """Take the first cell whose checkpoint the server has; the order keeps a model's together."""
     for number, (model, cell) in enumerate(work.waiting):
-        if checkpoint := server.checkpoint(cell, model):
+        if checkpoint := server.checkpoint(cell):
             del work.waiting[number]
             return model, cell, checkpoint
     return None

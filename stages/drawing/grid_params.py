@@ -1,6 +1,7 @@
 """Section `grid` of the params: which pictures are drawn, and how."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ SIDE_STEP_PX = 8
 TILE_STEP_PX = 32  # tiles overlap by a quarter, which must be whole latents
 DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = ("torch", "comfyui")
+MAX_STEPS = 1000  # of SD 1.5's noise schedule: a step each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +81,12 @@ class Setting:
         for name in ("steps", "clip_skip"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.steps > MAX_STEPS:
+            raise ValueError(
+                f"steps must be at most {MAX_STEPS}, those of the noise schedule, got {self.steps}"
+            )
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance must be a finite number, got {self.guidance}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,11 +30,11 @@ import numpy as np
 from PIL import Image
 
 from stages.choice.scores import interval, resampled_prompts
-from stages.choice.votes import resampled_strengths
+from stages.choice.strengths import resampled_strengths
 from stages.diffusion import engine
 from tests.imports import ROOT
-from tests.test_select import coverage, simulated_votes
 from tests.test_sheet import LARGE
+from tests.test_strengths import coverage, simulated_votes
 from tests.test_viewer import FIRST_PICTURE, FRAMES, MAX_FRAME_MS, go, make_large, until
 from tests.tiny_grid import PARAMS, draw_grid, fake_model
 
@@ -123,8 +123,10 @@ def coverages(folder: Path) -> str:
     rows = []
     for prompts, number in ((6, 100), (21, 400), (21, 2000)):
         for spread in (0.0, 0.5, 1.0):
-            share = coverage(prompts, number, spread, runs=max(400, SIMULATED_VOTES // number))
-            rows.append(f"{prompts} prompts, {number} votes, spread {spread:g}: {share:.1%}")
+            runs = max(400, SIMULATED_VOTES // number)
+            bare, floored = coverage(prompts, number, spread, runs)
+            told = f"{bare:.1%}, with the floor {floored:.1%}"
+            rows.append(f"{prompts} prompts, {number} votes, spread {spread:g}: {told}")
     for prompts in (6, 21):
         rows.append(f"mean score, {prompts} prompts: {_coverage_of_means(prompts, 3000):.1%}")
     return "; ".join(rows)
