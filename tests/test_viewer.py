@@ -288,6 +288,55 @@ def test_it_is_used_with_the_keyboard_alone(page: Page, site: Path) -> None:
     expect(cell(page, 15, 2)).to_be_focused()
 
 
+def test_the_keyboard_stays_where_it_is_when_the_sheet_is_drawn_anew(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    expect(page.locator("#zoom")).to_have_value("252")
+    expect(cell(page, 1, 0)).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(cell(page, 1, 1)).to_be_focused()
+    page.set_viewport_size({"width": 700, "height": 600})
+    until(page, "document.getElementById('scroll').clientWidth <= 700")
+    page.wait_for_timeout(100)
+    expect(cell(page, 1, 1)).to_be_focused()
+    seed = page.locator('select[data-axis="seed"]')
+    seed.focus()
+    seed.select_option(label="seed 1")
+    expect(page.locator('select[data-axis="seed"]')).to_be_focused()
+
+
+def test_a_picture_that_is_scrolled_away_keeps_the_keyboard(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&zoom=400")
+    cell(page, 0, 1).focus()
+    page.locator("#scroll").evaluate("s => s.scrollTop = s.scrollHeight")
+    expect(cell(page, 15, 1)).to_be_visible()
+    expect(cell(page, 0, 1)).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#zoom")).to_be_focused()
+    assert page.locator('.cell[tabindex="0"]').count() == 1
+    page.keyboard.press("Tab")
+    expect(cell(page, 0, 1)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(cell(page, 1, 1)).to_be_focused()
+    expect(cell(page, 1, 1)).to_be_in_viewport(ratio=0.99)
+
+
+def test_other_axes_keep_the_picture_that_was_chosen(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).focus()
+    for key in ("ArrowRight", *["ArrowDown"] * 3):
+        page.keyboard.press(key)
+    words = alt(page, 3, 1).split(", ")
+    page.get_by_role("button", name="Swap axes").click()
+    kept = page.locator('.cell[tabindex="0"] img').get_attribute("alt") or ""
+    assert sorted(kept.split(", ")) == sorted(words)
+
+
 def test_a_screen_reader_hears_a_grid_with_named_rows_columns_and_pictures(
     page: Page, site: Path
 ) -> None:
