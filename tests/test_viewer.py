@@ -225,6 +225,29 @@ def test_a_link_leads_back_to_what_was_seen(page: Page, site: Path) -> None:
     other.close()
 
 
+def test_a_link_leads_to_the_same_two_pictures_after_a_model_came_in_front(
+    page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    make_grid(tmp_path / "reports", "final")
+    write_viewer(tmp_path / "site", tmp_path / "reports", [], [], "t")
+    go(page, tmp_path / "site", "#grid=final")
+    cell(page, 4, 1).click()
+    until(page, "location.hash.includes('open=')")
+    link = page.url.partition("#")[2]
+    panes = page.locator(".pane img")
+    seen = [panes.nth(i).get_attribute("alt") for i in range(2)]
+    prompts = {"one more": "food", **PROMPTS}
+    make_grid(tmp_path / "more", "final", models=("epoch_001", *MODELS), prompts=prompts)
+    write_viewer(tmp_path / "site", tmp_path / "more", [], [], "t")
+    go(page, tmp_path / "site", f"#{link}")
+    expect(panes).to_have_count(2)
+    assert [panes.nth(i).get_attribute("alt") for i in range(2)] == seen
+    gone = link.replace("epoch_010", "epoch_011")
+    go(page, tmp_path / "site", f"#{gone}")
+    expect(page.locator("#compare")).to_be_hidden()
+
+
 @pytest.mark.parametrize(
     "link", ["#grid=nowhere&x=y&zoom=9e9&at=1&open=x", "#open=99.99.99&grid=final", "#%", "#a=%ff"]
 )
