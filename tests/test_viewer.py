@@ -295,6 +295,30 @@ def test_two_pictures_are_compared_by_slider_flicker_and_together_zoomed(
     page.keyboard.press("Escape")
 
 
+def test_a_pinch_zooms_about_the_place_between_the_fingers_in_either_picture(
+    browser: Browser, site: Path
+) -> None:
+    phone = browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
+    go(phone, site, "#grid=final")
+    cell(phone, 0, 0).tap()
+    touch = phone.context.new_cdp_session(phone)
+    for pane in ("#pane-a", "#pane-b"):
+        phone.get_by_role("button", name="Fit").tap()
+        box = phone.locator(pane).bounding_box()
+        assert box
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for kind, apart in (("touchStart", 40), ("touchMove", 50), ("touchMove", 100)):
+            points = [{"x": x, "y": y - apart, "id": 0}, {"x": x, "y": y + apart, "id": 1}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        seen = phone.locator(f"{pane} img").bounding_box()
+        assert seen
+        assert seen["width"] > 1.5 * box["width"]
+        assert seen["x"] + seen["width"] / 2 == pytest.approx(x, abs=3)
+        assert seen["y"] + seen["height"] / 2 == pytest.approx(y, abs=3)
+    phone.close()
+
+
 def test_it_is_used_with_the_keyboard_alone(page: Page, site: Path) -> None:
     go(page, site, "#grid=final")
     cell(page, 0, 0).focus()
