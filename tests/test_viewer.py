@@ -295,6 +295,41 @@ def test_two_pictures_are_compared_by_slider_flicker_and_together_zoomed(
     page.keyboard.press("Escape")
 
 
+def test_back_closes_a_comparison_and_leaves_the_viewer_only_then(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    compare = page.locator("#compare")
+    cell(page, 0, 0).click()
+    expect(compare).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.go_back()
+    expect(compare).to_be_hidden()
+    expect(cell(page, 1, 0)).to_be_focused()
+    page.go_forward()
+    expect(compare).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    expect(compare).to_be_hidden()
+    for _ in range(3):  # closed otherwise, it leaves no entry behind
+        page.keyboard.press("Enter")
+        expect(compare).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(compare).to_be_hidden()
+        until(page, "!location.hash.includes('open=')")
+    page.go_back()
+    assert page.url == "about:blank"
+
+
+def test_a_link_to_a_comparison_closes_to_its_sheet(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 3, 1).click()
+    until(page, "location.hash.includes('open=')")
+    go(page, site, "#" + page.url.partition("#")[2])
+    expect(page.locator("#compare")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#compare")).to_be_hidden()
+    expect(cell(page, 3, 1)).to_be_focused()
+    until(page, "!location.hash.includes('open=')")
+
+
 def test_a_pinch_zooms_about_the_place_between_the_fingers_in_either_picture(
     browser: Browser, site: Path
 ) -> None:
