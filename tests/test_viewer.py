@@ -38,6 +38,7 @@ async ([distance, step]) => {
   return gaps;
 }
 """
+NAMED = "selects => selects.map(select => select.selectedOptions[0].text)"
 FIRST_PICTURE = """
 () => {
   const image = [...document.querySelectorAll(".cell img")].find(i => i.complete && i.naturalWidth);
@@ -328,6 +329,48 @@ def test_a_link_to_a_comparison_closes_to_its_sheet(page: Page, site: Path) -> N
     expect(page.locator("#compare")).to_be_hidden()
     expect(cell(page, 3, 1)).to_be_focused()
     until(page, "!location.hash.includes('open=')")
+
+
+def test_columns_are_what_differs_and_no_picture_is_compared_with_itself(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=mixes&x=setting&y=prompt")
+    assert page.locator("#x option").all_text_contents() == ["Model", "Prompt", "Seed"]
+    assert page.locator(".head").all_text_contents() == ["hybrid", "vodka_1"]
+    page.locator("#y").select_option("setting")
+    expect(page.get_by_role("button", name="Swap axes")).to_be_disabled()
+    go(page, site, "#grid=final")
+    cell(page, 0, 1).click()
+    chosen = page.locator("#a, #b")
+    for key, other in (
+        ("ArrowLeft", "epoch_002"),
+        ("ArrowLeft", "epoch_002"),
+        ("ArrowRight", "row1"),
+        ("ArrowRight", "row1"),
+    ):
+        page.keyboard.press(key)
+        assert chosen.evaluate_all(NAMED) == ["epoch_010", other]
+    page.locator("#a").select_option(label="row1")
+    assert chosen.evaluate_all(NAMED) == ["row1", "epoch_010"]
+
+
+def test_a_picture_with_nothing_beside_it_is_shown_alone(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&x=prompt&y=model&words=rye")
+    cell(page, 0, 0).click()
+    expect(page.locator(".pane img >> visible=true")).to_have_count(1)
+    expect(page.locator("#a")).to_be_hidden()
+
+
+def test_a_link_to_nothing_says_so_and_offers_all(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&category=cars&words=tram")
+    expect(page.locator("#none")).to_contain_text(
+        "Nothing matches: category “cars”, prompt holds “tram”."
+    )
+    page.get_by_role("button", name="Show all").click()
+    expect(page.locator("#count")).to_contain_text("48 pictures")
+    expect(page.locator("#none")).to_be_hidden()
+    expect(cell(page, 0, 0)).to_be_focused()
+    assert page.locator("#category").input_value() == ""
 
 
 def test_a_pinch_zooms_about_the_place_between_the_fingers_in_either_picture(
