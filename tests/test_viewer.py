@@ -359,6 +359,8 @@ def test_a_picture_with_nothing_beside_it_is_shown_alone(page: Page, site: Path)
     cell(page, 0, 0).click()
     expect(page.locator(".pane img >> visible=true")).to_have_count(1)
     expect(page.locator("#a")).to_be_hidden()
+    expect(page.locator("#pane-a b")).to_have_text("bread, rye")
+    expect(page.locator("#count")).to_have_text("12 pictures, 12 rows, 1 column")
 
 
 def test_a_link_to_nothing_says_so_and_offers_all(page: Page, site: Path) -> None:
@@ -366,6 +368,7 @@ def test_a_link_to_nothing_says_so_and_offers_all(page: Page, site: Path) -> Non
     expect(page.locator("#none")).to_contain_text(
         "Nothing matches: category “cars”, prompt holds “tram”."
     )
+    assert page.locator("#category").input_value() == "cars"
     page.get_by_role("button", name="Show all").click()
     expect(page.locator("#count")).to_contain_text("48 pictures")
     expect(page.locator("#none")).to_be_hidden()
