@@ -123,7 +123,7 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
 
 
 def test_a_server_that_stays_busy_counts_as_lost(tmp_path: Path, start: Start) -> None:
-    with pytest.raises(ConnectionError, match=r"16 cells are left.*ClientResponseError 503"):
+    with pytest.raises(ConnectionError, match=r"not drawn: 16 cells.*ClientResponseError 503"):
         run(tmp_path, params_for(start(busy_for=3)))
 
 

@@ -645,5 +645,23 @@ def test_both_rounds_are_drawn_as_a_tournament_and_names_of_strangers_are_text()
     assert drawn
     assert "<script>" not in drawn
     assert drawn.count("row1_trained") == 4, "as a candidate and as the row's winner, with titles"
-    assert "no clear winner" in drawn
     assert draw_tournament(rows) is None
+
+
+def test_the_tournament_marks_each_unclear_choice_and_its_last_box_says_who_won() -> None:
+    def choice(name: str, candidates: list[str], *, is_clear: bool) -> Named:
+        content = {"choice": candidates[0], "candidates": dict.fromkeys(candidates)}
+        return Named(name, {**content, "is_clear": is_clear})
+
+    row1 = choice("row.1", ["hybrid", "vodka"], is_clear=False)
+    row2 = choice("row.2", ["gin", "rum"], is_clear=True)
+    drawn = draw_tournament([row1, row2, choice("final", ["row1", "row2"], is_clear=True)])
+    assert drawn
+    boxes = {
+        found[1]: "dasharray" in found[2]
+        for found in re.finditer(r"<title>([^<]*)</title><rect([^>]*)/>", drawn)
+        if "style" in found[2]
+    }
+    assert boxes == {"hybrid": True, "gin": False, "row 1: hybrid": False}
+    assert drawn.count("<title>row 1: hybrid</title>") == 2, "as its row's winner, and as the last"
+    assert {"clear winner", "no clear winner"} == set(re.findall(r'"note">([^<]*)<', drawn))

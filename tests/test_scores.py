@@ -150,7 +150,6 @@ def test_a_real_picture_that_lies_on_its_side_is_compared_as_it_is_seen(tmp_path
 
 def test_pictures_that_failed_are_told_beside_the_distance_that_lacks_them(tmp_path: Path) -> None:
     clip = make_tiny_clip(tmp_path / "clip")
-    (tmp_path / "real").mkdir()
     validation = make_validation(tmp_path / "real")
     outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
     for failed in (0, 5):  # the scores of the first time are known, and not to be taken

@@ -541,7 +541,7 @@ def test_votes_on_pictures_that_the_grid_no_longer_holds_are_told_and_not_counte
         "line 6: the grid has no 'prompt 4', seed 1, 64 x 64 px, drawn as it was then",
     ]
     choosing.scores = [tmp_path / "s.csv"]
-    assert "5 line(s) of votes not counted" in choosing.one(["a", "b"])["reason"]
+    assert "5 lines of votes not counted" in choosing.one(["a", "b"])["reason"]
 
 
 def test_the_same_prompt_with_another_negative_one_is_another_question(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ async ([distance, step]) => {
   return gaps;
 }
 """
+NAMED = "selects => selects.map(select => select.selectedOptions[0].text)"
 FIRST_PICTURE = """
 () => {
   const image = [...document.querySelectorAll(".cell img")].find(i => i.complete && i.naturalWidth);
@@ -225,6 +226,29 @@ def test_a_link_leads_back_to_what_was_seen(page: Page, site: Path) -> None:
     other.close()
 
 
+def test_a_link_leads_to_the_same_two_pictures_after_a_model_came_in_front(
+    page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    make_grid(tmp_path / "reports", "final")
+    write_viewer(tmp_path / "site", tmp_path / "reports", [], [], "t")
+    go(page, tmp_path / "site", "#grid=final")
+    cell(page, 4, 1).click()
+    until(page, "location.hash.includes('open=')")
+    link = page.url.partition("#")[2]
+    panes = page.locator(".pane img")
+    seen = [panes.nth(i).get_attribute("alt") for i in range(2)]
+    prompts = {"one more": "food", **PROMPTS}
+    make_grid(tmp_path / "more", "final", models=("epoch_001", *MODELS), prompts=prompts)
+    write_viewer(tmp_path / "site", tmp_path / "more", [], [], "t")
+    go(page, tmp_path / "site", f"#{link}")
+    expect(panes).to_have_count(2)
+    assert [panes.nth(i).get_attribute("alt") for i in range(2)] == seen
+    gone = link.replace("epoch_010", "epoch_011")
+    go(page, tmp_path / "site", f"#{gone}")
+    expect(page.locator("#compare")).to_be_hidden()
+
+
 @pytest.mark.parametrize(
     "link", ["#grid=nowhere&x=y&zoom=9e9&at=1&open=x", "#open=99.99.99&grid=final", "#%", "#a=%ff"]
 )
@@ -272,6 +296,110 @@ def test_two_pictures_are_compared_by_slider_flicker_and_together_zoomed(
     page.keyboard.press("Escape")
 
 
+def test_back_closes_a_comparison_and_leaves_the_viewer_only_then(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    compare = page.locator("#compare")
+    cell(page, 0, 0).click()
+    expect(compare).to_be_visible()
+    page.keyboard.press("ArrowDown")
+    page.go_back()
+    expect(compare).to_be_hidden()
+    expect(cell(page, 1, 0)).to_be_focused()
+    page.go_forward()
+    expect(compare).to_be_visible()
+    page.get_by_role("button", name="Close").click()
+    expect(compare).to_be_hidden()
+    for _ in range(3):  # closed otherwise, it leaves no entry behind
+        page.keyboard.press("Enter")
+        expect(compare).to_be_visible()
+        page.keyboard.press("Escape")
+        expect(compare).to_be_hidden()
+        until(page, "!location.hash.includes('open=')")
+    page.go_back()
+    assert page.url == "about:blank"
+
+
+def test_a_link_to_a_comparison_closes_to_its_sheet(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 3, 1).click()
+    until(page, "location.hash.includes('open=')")
+    go(page, site, "#" + page.url.partition("#")[2])
+    expect(page.locator("#compare")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("#compare")).to_be_hidden()
+    expect(cell(page, 3, 1)).to_be_focused()
+    until(page, "!location.hash.includes('open=')")
+
+
+def test_columns_are_what_differs_and_no_picture_is_compared_with_itself(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=mixes&x=setting&y=prompt")
+    assert page.locator("#x option").all_text_contents() == ["Model", "Prompt", "Seed"]
+    assert page.locator(".head").all_text_contents() == ["hybrid", "vodka_1"]
+    page.locator("#y").select_option("setting")
+    expect(page.get_by_role("button", name="Swap axes")).to_be_disabled()
+    go(page, site, "#grid=final")
+    cell(page, 0, 1).click()
+    chosen = page.locator("#a, #b")
+    for key, other in (
+        ("ArrowLeft", "epoch_002"),
+        ("ArrowLeft", "epoch_002"),
+        ("ArrowRight", "row1"),
+        ("ArrowRight", "row1"),
+    ):
+        page.keyboard.press(key)
+        assert chosen.evaluate_all(NAMED) == ["epoch_010", other]
+    page.locator("#a").select_option(label="row1")
+    assert chosen.evaluate_all(NAMED) == ["row1", "epoch_010"]
+
+
+def test_a_picture_with_nothing_beside_it_is_shown_alone(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&x=prompt&y=model&words=rye")
+    cell(page, 0, 0).click()
+    expect(page.locator(".pane img >> visible=true")).to_have_count(1)
+    expect(page.locator("#a")).to_be_hidden()
+    expect(page.locator("#pane-a b")).to_have_text("bread, rye")
+    expect(page.locator("#count")).to_have_text("12 pictures, 12 rows, 1 column")
+
+
+def test_a_link_to_nothing_says_so_and_offers_all(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&category=cars&words=tram")
+    expect(page.locator("#none")).to_contain_text(
+        "Nothing matches: category “cars”, prompt holds “tram”."
+    )
+    assert page.locator("#category").input_value() == "cars"
+    page.get_by_role("button", name="Show all").click()
+    expect(page.locator("#count")).to_contain_text("48 pictures")
+    expect(page.locator("#none")).to_be_hidden()
+    expect(cell(page, 0, 0)).to_be_focused()
+    assert page.locator("#category").input_value() == ""
+
+
+def test_a_pinch_zooms_about_the_place_between_the_fingers_in_either_picture(
+    browser: Browser, site: Path
+) -> None:
+    phone = browser.new_page(viewport={"width": 390, "height": 780}, has_touch=True, is_mobile=True)
+    go(phone, site, "#grid=final")
+    cell(phone, 0, 0).tap()
+    touch = phone.context.new_cdp_session(phone)
+    for pane in ("#pane-a", "#pane-b"):
+        phone.get_by_role("button", name="Fit").tap()
+        box = phone.locator(pane).bounding_box()
+        assert box
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        for kind, apart in (("touchStart", 40), ("touchMove", 50), ("touchMove", 100)):
+            points = [{"x": x, "y": y - apart, "id": 0}, {"x": x, "y": y + apart, "id": 1}]
+            touch.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        seen = phone.locator(f"{pane} img").bounding_box()
+        assert seen
+        assert seen["width"] > 1.5 * box["width"]
+        assert seen["x"] + seen["width"] / 2 == pytest.approx(x, abs=3)
+        assert seen["y"] + seen["height"] / 2 == pytest.approx(y, abs=3)
+    phone.close()
+
+
 def test_it_is_used_with_the_keyboard_alone(page: Page, site: Path) -> None:
     go(page, site, "#grid=final")
     cell(page, 0, 0).focus()
@@ -286,6 +414,55 @@ def test_it_is_used_with_the_keyboard_alone(page: Page, site: Path) -> None:
     expect(page.locator("#said")).to_contain_text("(row 16 of 16)")
     page.keyboard.press("Escape")
     expect(cell(page, 15, 2)).to_be_focused()
+
+
+def test_the_keyboard_stays_where_it_is_when_the_sheet_is_drawn_anew(
+    page: Page, site: Path
+) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    expect(page.locator("#zoom")).to_have_value("252")
+    expect(cell(page, 1, 0)).to_be_focused()
+    page.keyboard.press("ArrowRight")
+    expect(cell(page, 1, 1)).to_be_focused()
+    page.set_viewport_size({"width": 700, "height": 600})
+    until(page, "document.getElementById('scroll').clientWidth <= 700")
+    page.wait_for_timeout(100)
+    expect(cell(page, 1, 1)).to_be_focused()
+    seed = page.locator('select[data-axis="seed"]')
+    seed.focus()
+    seed.select_option(label="seed 1")
+    expect(page.locator('select[data-axis="seed"]')).to_be_focused()
+
+
+def test_a_picture_that_is_scrolled_away_keeps_the_keyboard(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&zoom=400")
+    cell(page, 0, 1).focus()
+    page.locator("#scroll").evaluate("s => s.scrollTop = s.scrollHeight")
+    expect(cell(page, 15, 1)).to_be_visible()
+    expect(cell(page, 0, 1)).to_be_focused()
+    page.keyboard.press("Shift+Tab")
+    expect(page.locator("#zoom")).to_be_focused()
+    assert page.locator('.cell[tabindex="0"]').count() == 1
+    page.keyboard.press("Tab")
+    expect(cell(page, 0, 1)).to_be_focused()
+    page.keyboard.press("ArrowDown")
+    expect(cell(page, 1, 1)).to_be_focused()
+    expect(cell(page, 1, 1)).to_be_in_viewport(ratio=0.99)
+
+
+def test_other_axes_keep_the_picture_that_was_chosen(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final")
+    cell(page, 0, 0).focus()
+    for key in ("ArrowRight", *["ArrowDown"] * 3):
+        page.keyboard.press(key)
+    words = alt(page, 3, 1).split(", ")
+    page.get_by_role("button", name="Swap axes").click()
+    kept = page.locator('.cell[tabindex="0"] img').get_attribute("alt") or ""
+    assert sorted(kept.split(", ")) == sorted(words)
 
 
 def test_a_screen_reader_hears_a_grid_with_named_rows_columns_and_pictures(

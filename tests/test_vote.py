@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 MODELS = {"row1": "1" * 64, "row2": "2" * 64, "row3": "3" * 64}
 COLOURS = {"row1": (255, 0, 0), "row2": (0, 255, 0), "row3": (0, 0, 255)}
 PROMPTS = ["red apple", "<b>bold</b> claim & more"]
+DOUBLE_CLICK_MS = 600  # later, a second press at the same place is a press of its own
 Answer = tuple[int, bytes]
 
 
@@ -141,7 +142,7 @@ def test_answers_become_lines_and_undo_adds_one_too(served: Served, tmp_path: Pa
         state = served.post("/vote", {"question": state["question"]["id"], "answer": answer})
         assert state["done"] == number
     before = (tmp_path / "votes" / "anna.jsonl").read_bytes()
-    state = served.post("/undo", {})
+    state = served.post("/undo", {"vote": state["last"]})
     assert state["done"] == 3
     after = (tmp_path / "votes" / "anna.jsonl").read_bytes()
     assert after.startswith(before)
@@ -357,6 +358,7 @@ def test_the_page_works_with_keys_mouse_and_a_phone(served: Served, browser: Bro
     phone.goto(f"http://{served.host}/")
     wait_for(phone, 5)
     for done in range(6, 11):
+        phone.wait_for_timeout(DOUBLE_CLICK_MS)
         phone.locator("#left").tap()
         wait_for(phone, done)
     assert phone.locator("#end").is_visible()
@@ -370,6 +372,72 @@ def test_the_page_works_with_keys_mouse_and_a_phone(served: Served, browser: Bro
     assert shown in PROMPTS, "a prompt is text, not markup"
     phone.close()
     assert not complaints
+
+
+@pytest.mark.parametrize("gap_ms", [60, 120, 200])
+def test_a_second_press_does_not_answer_for_a_pair_that_nobody_looked_at(
+    served: Served, browser: Browser, gap_ms: int
+) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"http://{served.host}/")
+    wait_for(page, 0)
+    for done, press in enumerate((page.locator("#left").click, page.locator("#right").click), 1):
+        press()
+        page.wait_for_timeout(gap_ms)
+        press()
+        wait_for(page, done)
+        page.wait_for_timeout(DOUBLE_CLICK_MS)
+    page.keyboard.press("a")
+    page.wait_for_timeout(gap_ms)
+    page.keyboard.press("b")
+    wait_for(page, 3)
+    page.close()
+
+
+def test_a_key_held_down_answers_once(served: Served, browser: Browser) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"http://{served.host}/")
+    wait_for(page, 0)
+    for done, key in enumerate(("a", "Enter"), start=1):
+        page.locator("#left").focus()
+        for _ in range(3):  # without a release between: as a held key repeats
+            page.keyboard.down(key)
+            wait_for(page, done)
+        page.keyboard.up(key)
+    page.close()
+
+
+def test_a_second_tab_is_shown_what_the_first_did_and_takes_back_nothing_of_it(
+    served: Served, browser: Browser
+) -> None:
+    first, second = (browser.new_page() for _ in range(2))
+    for page in (first, second):
+        page.goto(f"http://{served.host}/")
+        wait_for(page, 0)
+    first.keyboard.press("a")
+    wait_for(first, 1)
+    second.keyboard.press("b")
+    expect(second.locator("#trouble")).to_contain_text("Another tab went on")
+    wait_for(second, 1)
+    second.keyboard.press("b")
+    wait_for(second, 2)
+    expect(second.locator("#trouble")).to_be_empty()
+    first.keyboard.press("z")
+    wait_for(first, 2)
+    expect(first.locator("#trouble")).to_contain_text("nothing was changed")
+    assert len(served.booth.path.read_bytes().splitlines()) == 2
+    first.keyboard.press("z")
+    wait_for(first, 1)
+    for page in (first, second):
+        page.close()
+
+
+@pytest.mark.parametrize("vote", ["", None, 1])
+def test_what_is_not_the_last_answer_is_not_taken_back(served: Served, vote: object) -> None:
+    status, content = served.ask("POST", "/undo", {"vote": vote}, Origin=f"http://{served.host}")
+    assert status == 409
+    assert json.loads(content) == served.booth.state()
+    assert served.booth.path.read_bytes() == b""
 
 
 def test_the_page_says_so_when_the_booth_is_closed(served: Served, browser: Browser) -> None:

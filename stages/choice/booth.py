@@ -35,6 +35,10 @@ SECURITY = {
 }
 
 
+class StaleError(ValueError):
+    """A page asked for what another page of the same voter has overtaken."""
+
+
 class Booth:
     """One voter's questions and answers."""
 
@@ -85,7 +89,10 @@ class Booth:
         self._file.close()
 
     def state(self) -> dict[str, Any]:
-        """Say what the page shows: the next question, the one after it, and how far it is."""
+        """Say what the page shows: the next question, the one after it, and how far it is.
+
+        `last` is the vote that undo would take back.
+        """
         waiting = (pair for pair in self.pairs if pair.id not in self._given)
         now, after = next(waiting, None), next(waiting, None)
         return {
@@ -93,6 +100,7 @@ class Booth:
             "voter": self.voter,
             "done": len(self._given),
             "total": len(self.pairs),
+            "last": self._last(),
             "question": now and {
                 "id": now.id,
                 "prompt": now.a.prompt,
@@ -118,14 +126,15 @@ class Booth:
             answer: left, right, tie or both_bad.
 
         Raises:
-            ValueError: if there is no such question or answer, or it was answered.
+            ValueError: if there is no such question or answer.
+            StaleError: if it was answered.
         """
         with self._lock:
             pair = self._by_id.get(question)
             if pair is None or answer not in (*SIDES, "tie", "both_bad"):
                 raise ValueError(f"no question {question!r}, or no answer {answer!r}")
             if question in self._given:
-                raise ValueError(f"question {question} was answered; undo takes an answer back")
+                raise StaleError(f"question {question} was answered; undo takes an answer back")
             swapped = is_swapped(pair, self.voter)
             if answer in SIDES:
                 answer = "ab"[SIDES[answer] ^ swapped]
@@ -155,18 +164,25 @@ class Booth:
             )
             self._given[question] = vote
 
-    def undo(self) -> None:
+    def undo(self, vote: str) -> None:
         """Take the last answer back; the line that says so is added, nothing is rewritten.
 
+        Args:
+            vote: the answer that the page takes for the last one.
+
         Raises:
-            ValueError: if there is no answer.
+            StaleError: if it is not.
         """
         with self._lock:
-            if not self._given:
-                raise ValueError("there is no answer to take back")
+            if not self._given or vote != self._last():
+                raise StaleError(f"vote {vote!r} is not the last one; that is {self._last()!r}")
             question = next(reversed(self._given))
-            self._append({"undo": self._given[question]})
+            self._append({"undo": vote})
             del self._given[question]
+
+    def _last(self) -> str | None:
+        """Name the last answer, if there is one."""
+        return next(reversed(self._given.values()), None)
 
     def _append(self, line: dict[str, Any]) -> None:
         """Add a line, after the break that a kill may have cut off the last one."""
@@ -253,17 +269,20 @@ class _Handler(BaseHTTPRequestHandler):
                     said = json.loads(body)
                     self.booth.vote(said["question"], said["answer"])
                 case "/undo":
-                    self.booth.undo()
+                    self.booth.undo(json.loads(body)["vote"])
                 case _:
                     self._refuse(HTTPStatus.NOT_FOUND, "nothing here")
                     return
+        except StaleError:
+            self._send_state(HTTPStatus.CONFLICT)
+            return
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
             return
         self._send_state()
 
-    def _send_state(self) -> None:
-        self._send(json.dumps(self.booth.state()).encode(), "application/json")
+    def _send_state(self, status: HTTPStatus = HTTPStatus.OK) -> None:
+        self._send(json.dumps(self.booth.state()).encode(), "application/json", status)
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
         self.close_connection = True  # an unread body must not be taken for a request
