@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -46,14 +45,14 @@ def test_moments_come_back_in_their_weights_layout_however_deep_they_lie(tmp_pat
         def __init__(self, weights: list[Tensor]) -> None:
             super().__init__(weights, {})
 
-        def step(self, closure: Any = None) -> None:
+        def move(self) -> None:
             for weight in self.param_groups[0]["params"]:
                 self.state[weight] = {"quant": {"state1": torch.empty_like(weight).copy_(weight)}}
 
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(4, 3, 3, 3, generator=generator).to(memory_format=torch.channels_last)
     before, after = Nested([weight]), Nested([weight])
-    before.step()
+    before.move()
     save_checkpoint(tmp_path, 1, {"optimizer": optimizer_state(before)})
     state = load_checkpoint(tmp_path, print)
     assert state is not None
