@@ -6,7 +6,7 @@ from dadaptation import DAdaptAdam as Reference  # type: ignore[import-untyped]
 
 from stages.training.dadaptation import DAdaptAdam
 from stages.training.optimizers import OPTIMIZERS, build_optimizer
-from stages.training.schedule import rate_factor
+from stages.training.schedule import check_warmup, rate_factor
 
 
 def test_our_dadaptation_equals_the_package_step_by_step(
@@ -66,3 +66,13 @@ def test_rates_rise_and_fall_as_told() -> None:
     assert rates("linear") == [1, 0.75, 0.5, 0.25, 0, 0]
     assert rates("cosine") == [1, 0.854, 0.5, 0.146, 0, 0]
     assert rates("linear", 4) == [0.25, 0.75, 1, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize("warmup_steps", [50, 100])
+def test_a_warm_up_that_outlasts_its_schedule_is_refused(warmup_steps: int) -> None:
+    for name in ("cosine", "linear"):
+        words = f"warmup_steps is {warmup_steps}, but the whole {name} schedule has 50 steps"
+        with pytest.raises(ValueError, match=words):
+            check_warmup(name, warmup_steps, 50)
+        check_warmup(name, 49, 50)
+    check_warmup("constant", warmup_steps, 50)

@@ -298,7 +298,9 @@ def test_drawing_on_the_way_changes_no_weight(base: Path, tmp_path: Path) -> Non
     assert hashes(start(base, tmp_path / "b", replace(params, samples=samples))) == hashes(plain)
 
 
-@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "changes", [{"gradient_checkpointing": True}, {"precision": "bf16"}, {"precision": "fp16"}]
+)
 def test_what_saves_memory_leaves_the_loss_where_it_was(
     base: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
@@ -335,8 +337,9 @@ def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
             train(Base(weights, other), EXAMPLES, HELD_OUT, wrong, tmp_path / said)
 
 
-def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_whose_loss_is_not_finite_is_left_out_and_counted(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     """One example's noise breaks the loss in every epoch; its steps are left out."""
     errors = Learner.errors
@@ -347,14 +350,14 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
 
     monkeypatch.setattr(Learner, "errors", broken)
     lines: list[str] = []
-    params = replace(PARAMS, max_skipped_share=0.5)
+    params = replace(PARAMS, max_skipped_share=0.5, precision=precision)
     trained = start(base, tmp_path / "a", params, say=lines.append)
     left_out = [line for line in lines if "not finite; left out" in line]
     assert len(left_out) == 3
     assert all("003" in line for line in left_out)
     assert trained.history.means[3] < trained.history.means[0]
     with pytest.raises(ValueError, match=r"more than max_skipped_share 0\.0 of an epoch"):
-        start(base, tmp_path / "b", replace(PARAMS, max_skipped_share=0.0))
+        start(base, tmp_path / "b", replace(params, max_skipped_share=0.0))
 
 
 def test_out_of_memory_says_which_batch_would_fit(

@@ -71,10 +71,7 @@ def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Put back what `optimizer_state` gave, each tensor in its weight's memory layout."""
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    entries = {
-        int(i): {name: _laid_out(value, weights[int(i)]) for name, value in entry.items()}
-        for i, entry in state["state"].items()
-    }
+    entries = {int(i): _laid_out(entry, weights[int(i)]) for i, entry in state["state"].items()}
     # a group may hold tensors, too, which torch leaves where they are
     groups = [
         {
@@ -122,6 +119,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _laid_out(value: Any, weight: Tensor) -> Any:
+    if isinstance(value, dict):  # bitsandbytes keeps its moments one level down
+        return {name: _laid_out(inner, weight) for name, inner in value.items()}
     if isinstance(value, Tensor) and value.shape == weight.shape:
         return torch.empty_like(weight, dtype=value.dtype).copy_(value)
     return value

@@ -29,7 +29,7 @@ class Step:
 
     error_sum: Tensor  # of this process's examples; float64, on the device
     is_taken: bool  # false if a loss or gradient was not finite: then nothing moved
-    is_fault: bool  # not taken, and not for float16's range alone
+    is_fault: bool  # not taken, and not for float16's range alone; a loss not finite always is one
 
 
 class Learner:
@@ -110,9 +110,11 @@ class Learner:
         if is_taken:
             self._move(norm, step, steps)
         self.forget()
-        is_fault = not is_taken and self.scaler.get_scale() <= 1
-        self.scaler.update()
-        return Step(error_sum, is_taken, is_fault)
+        is_loss_finite = is_taken or not self.ranks.agree(int(not error_sum.isfinite()))
+        scale = self.scaler.get_scale()
+        # no scale mends a loss that is not finite: the scale stays for the gradients that follow
+        self.scaler.update(None if is_loss_finite else scale)
+        return Step(error_sum, is_taken, not is_taken and (not is_loss_finite or scale <= 1))
 
     def forget(self) -> None:
         """Drop all gradients."""

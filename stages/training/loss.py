@@ -48,7 +48,8 @@ def prediction_errors(
 def min_snr_weights(noise_scheduler: DDPMScheduler, gamma: float) -> Tensor:
     """Weigh timesteps by min(SNR, gamma) / SNR: the many nearly clean ones shall not rule.
 
-    For v the denominator is SNR + 1, for its error is the noise's times (SNR + 1) / SNR.
+    For v the denominator is SNR + 1, for its error is the noise's times (SNR + 1) / SNR. So with
+    a zero-terminal schedule, whose last SNR is 0, the last timestep weighs nothing.
 
     Returns:
         (1000,) float32, to be indexed by timestep.

@@ -9,6 +9,9 @@ BETAS = (0.9, 0.999)
 EPS = 1e-8
 BITSANDBYTES = "0.50.2"  # the version tried; no CPU needs it, so the lock does not hold it
 SCHEDULE_FREE = "schedulefree"  # has a schedule of its own
+# These want weights in the usual memory layout: bitsandbytes lays them out so in its first step,
+# and its moments are bytes in the weight's order, which another layout would scramble.
+ROW_MAJOR = ("adamw8bit",)
 
 
 def build_optimizer(

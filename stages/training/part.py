@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from stages.diffusion.model import Models
 from stages.training.checkpoint import load_optimizer_state, optimizer_state
-from stages.training.optimizers import build_optimizer
+from stages.training.optimizers import ROW_MAJOR, build_optimizer
 from stages.training.params import TrainParams
 
 
@@ -115,7 +115,7 @@ def make_parts(models: Models, params: TrainParams, device: torch.device) -> dic
             next(getattr(network, word) for word in words if hasattr(network, word))()
         weights: list[Tensor] = list(network.parameters())
         for weight in weights:
-            if weight.dim() == 4:  # fast convolutions want channels last
+            if weight.dim() == 4 and params.optimizer not in ROW_MAJOR:  # convolutions are fast so
                 weight.data = weight.data.contiguous(memory_format=torch.channels_last)
         parts[name] = Part(
             network=network,

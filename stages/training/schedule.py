@@ -11,6 +11,25 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 }
 
 
+def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
+    """See that the rate has risen before its schedule is over; a constant one never is.
+
+    Args:
+        name: a key of SCHEDULES.
+        warmup_steps: over which the rate rises.
+        steps: of the whole schedule, its warm-up included.
+
+    Raises:
+        ValueError: if the rate would fall to its last share as soon as it had risen.
+    """
+    if name != "constant" and warmup_steps >= steps:
+        raise ValueError(
+            f"warmup_steps is {warmup_steps:,}, but the whole {name} schedule has {steps:,} steps "
+            "and ends with a rate of 0: warm up for fewer steps, raise schedule_epochs, or choose "
+            "the constant schedule"
+        )
+
+
 def rate_factor(name: str, step: int, warmup_steps: int, steps: int) -> float:
     """Give the share of the learning rate for a step.
 
