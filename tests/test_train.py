@@ -259,6 +259,12 @@ def test_more_epochs_go_on_and_fewer_end_as_a_fresh_run_would(base: Path, tmp_pa
     assert hashes(start(base, tmp_path / "a")) == hashes(start(base, tmp_path / "c"))
 
 
+def test_a_warm_up_longer_than_its_schedule_is_refused(base: Path, tmp_path: Path) -> None:
+    params = replace(PARAMS, schedule="cosine", schedule_epochs=1, warmup_steps=50)
+    with pytest.raises(ValueError, match="warmup_steps is 50, but the whole cosine schedule has"):
+        start(base, tmp_path, params)
+
+
 def test_a_rate_far_too_high_is_stopped_early(base: Path, tmp_path: Path) -> None:
     params = replace(
         PARAMS, learning_rate=0.5, ema_decay=0.0, stop_patience=2, max_epochs=9, weight_decay=0.0

@@ -37,6 +37,7 @@ from stages.training.part import make_parts
 from stages.training.position import Position
 from stages.training.ranks import Ranks, alone
 from stages.training.room import what_would_fit
+from stages.training.schedule import check_warmup
 from stages.training.validation import validation_errors
 
 Say = Callable[[str], None]
@@ -150,6 +151,8 @@ class _Run:
         trained = sum(weight.numel() for weight in self.learner.weights)
         shapes = len(set(self.dataset.shapes))
         self.steps_per_epoch = len(self._steps(1))
+        self.schedule_steps = params.schedule_epochs * self.steps_per_epoch
+        check_warmup(params.schedule, params.warmup_steps, self.schedule_steps)
         on = f"{self.ranks.count} x {self.ranks.device.type}"
         self.say(
             f"{len(self.dataset):,} examples in {shapes} buckets, {len(self.validation):,} more "
@@ -256,9 +259,8 @@ class _Run:
         progress = Progress(label, count, is_shown=self.ranks.is_first)
         for batches, share in zip(steps, own, strict=True):
             count = sum(map(len, batches))
-            schedule_steps = params.schedule_epochs * self.steps_per_epoch
             of_step = islice(drawn, len(share))
-            step = learner.step(of_step, count, position.step, schedule_steps)
+            step = learner.step(of_step, count, position.step, self.schedule_steps)
             if step.is_taken:
                 position.loss_sum = position.loss_sum + step.error_sum
                 position.counted += count
