@@ -337,6 +337,9 @@ def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
     weights = base / "base.safetensors"
     trained = train(Base(weights, config), EXAMPLES, EXAMPLES, params, tmp_path / "v")  # by heart
     assert trained.history.change(6).high < 0
+    plain = replace(params, zero_terminal_snr=False, max_epochs=1)
+    without = train(Base(weights, config), EXAMPLES, EXAMPLES, plain, tmp_path / "plain")
+    assert without.history.means[0] != trained.history.means[0]  # other noise, the same base
     for other, said in ((base / "config", "epsilon"), (config, "v_prediction")):
         wrong = replace(PARAMS, prediction_type="epsilon" if other == config else "v_prediction")
         with pytest.raises(ValueError, match=f"says '{said}'"):
@@ -477,6 +480,7 @@ def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
     assert metadata["epoch"] == "2"
     assert lineage.recipe is not None
     assert lineage.recipe["run"] == "64"
+    assert lineage.predictions() == {"epsilon"}
     assert lineage.inputs() == {"base": sha256_file(base / "base.safetensors")}
     assert str(project) not in json.dumps(metadata)
     load_models(out / "epoch_003.safetensors", base / "config")

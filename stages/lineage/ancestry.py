@@ -81,6 +81,13 @@ class Lineage:
         epoch = f", epoch {ancestor.epoch}" if ancestor.epoch else ""
         return str(recipe.get("name") or recipe.get("run") or ancestor.name) + epoch
 
+    def predictions(self) -> set[str]:
+        """Name what our trainings, the last step's and those before, taught a UNet to predict."""
+        recipes = (self.recipe, *(ancestor.recipe for ancestor in self.ancestors.values()))
+        params = (recipe.get("params") for recipe in recipes if recipe)
+        values = (p.get("prediction_type") for p in params if isinstance(p, dict))
+        return {value for value in values if isinstance(value, str)}
+
     def route(self, sha256: str) -> list[str]:
         """Name the files between this one and an ancestor, nearest first; the ancestor ends it.
 

@@ -114,10 +114,7 @@ def release_metadata(
 
 def prediction_type(lineage: Lineage) -> str:
     """Say what the UNet predicts, in ModelSpec's words: v if any training in the lineage had it."""
-    recipes = [lineage.recipe, *(ancestor.recipe for ancestor in lineage.ancestors.values())]
-    trained = [recipe.get("params") for recipe in recipes if recipe]
-    is_v = any(isinstance(p, dict) and p.get("prediction_type") == V_PREDICTION for p in trained)
-    return "v" if is_v else "epsilon"
+    return "v" if V_PREDICTION in lineage.predictions() else "epsilon"
 
 
 def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from stages.diffusion.header import read_header
 from stages.diffusion.model import Base, Models
+from stages.lineage.ancestry import read_lineage
 from stages.training.loss import V_PREDICTION
 from stages.training.params import TrainParams
 
@@ -13,10 +14,16 @@ def settle_objective(models: Models, base: Base, params: TrainParams) -> None:
         ValueError: if they do not; the message names who says what.
     """
     config = models.noise_scheduler.config
-    says = read_header(base.weights).metadata.get("modelspec.prediction_type")
+    metadata = read_header(base.weights).metadata
+    says = metadata.get("modelspec.prediction_type")
+    learnt = read_lineage(metadata).predictions()  # an epoch's file says it here alone
     stated = {
         str(base.config): config.prediction_type,
         str(base.weights): {"v": V_PREDICTION}.get(says or "", says),
+        # as releases do, take a merge with any training for v to predict v
+        f"the training that made {base.weights}": (
+            V_PREDICTION if V_PREDICTION in learnt else next(iter(learnt), None)
+        ),
     }
     for where, prediction_type in stated.items():
         if prediction_type not in (None, params.prediction_type):
