@@ -73,9 +73,9 @@ def test_a_run_of_short_epochs_ends_with_a_checkpoint_of_its_last_step(
     monkeypatch.setattr(cadence_module, "SHARE", 1e-9)  # after the first one, none is due
     written = count_saves(monkeypatch)
     start(base, tmp_path)
-    assert written == [2, 6]  # two steps an epoch: after the first of three epochs, and the last
+    assert written == [3, 9]  # three steps an epoch: after the first of three epochs, and the last
     start(base, tmp_path)
-    assert written == [2, 6], "a finished run was written again"
+    assert written == [3, 9], "a finished run was written again"
 
 
 def count_saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:

@@ -307,7 +307,10 @@ def test_a_whole_lock_file_is_left_as_it_is(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("size", [0, 1, 20, 60, 50_000, 120_001, len(WHOLE) - 1])
+CUT_AT_A_LINE = WHOLE.index("    outs:", len(WHOLE) // 2)  # reads well, but lacks outs
+
+
+@pytest.mark.parametrize("size", [0, 1, 20, 60, 50_000, 120_001, CUT_AT_A_LINE, len(WHOLE) - 1])
 def test_a_lock_file_that_was_cut_gets_its_entries_from_the_last_commit(
     tmp_path: Path, size: int
 ) -> None:

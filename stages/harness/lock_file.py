@@ -31,11 +31,19 @@ def mend_lock_file(path: Path) -> tuple[list[str], list[str]] | None:
     if not path.is_file():
         return None
     text = path.read_text("utf-8", errors="replace")
-    if is_whole(text):
+    found, committed = entries(text), entries(_committed(path))
+    last = next(reversed(found), "")
+    # cut at a line's end, an entry may read well
+    is_cut = (
+        last in committed
+        and committed[last].startswith(found[last])
+        and (committed[last] != found[last])
+    )
+    if is_whole(text) and not is_cut:
         return None
-    found = entries(text)
     whole = {name: entry for name, entry in found.items() if is_whole_entry(entry)}
-    committed = entries(_committed(path))
+    if is_cut:
+        whole.pop(last, None)
     missing = {name: entry for name, entry in committed.items() if name not in whole}
     if whole or missing:
         with replacing(path) as scratch:
