@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from stages.harness.files import sha256_json
 
-DRAWING_VERSION = 2  # raise it when stages.diffusion draws other pixels from the same cell
+DRAWING_VERSION = 3  # raise it when stages.diffusion draws other pixels from the same cell
 ENGINE = ("torch", "diffusers", "transformers")
 SAMPLER_NAMES = {  # as A1111 calls them: sampler, schedule
     "ddim": ("DDIM", None),
