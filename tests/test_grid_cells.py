@@ -312,7 +312,7 @@ def test_a_cell_may_be_drawn_by_two_at_once(scratch: Path) -> None:
     cell = Cell(
         weights="w", config="c", prompt="p", negative_prompt="", seed=1, width=8, height=8,
         sampler="euler", steps=1, guidance=1.0, clip_skip=1, dtype="float32", batch_size=1,
-        compile=False, vae_tile_px=0, drawing="1",
+        compile=False, vae_tile_px=0, engine="torch", drawing="1",
     )  # fmt: skip
     caches = [CellCache(scratch / "cells") for _ in range(2)]
     picture = Image.new("RGB", (8, 8))

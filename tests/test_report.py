@@ -177,6 +177,7 @@ def make_grid(folder: Path, reports: Path) -> None:
                 vae_tile_px=0,
                 dtype="float32",
                 batch_size=1,
+                engine="torch",
                 drawing="1",
             )
             failed = "NaN" if (row, number) == ("row1", 4) else None
