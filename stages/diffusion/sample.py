@@ -23,6 +23,20 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
+class BrokenPicturesError(FloatingPointError):
+    """Some pictures of a batch hold NaN or infinite values."""
+
+    def __init__(self, pictures: list[Image.Image | None], dtype: torch.dtype) -> None:
+        """Say so.
+
+        Args:
+            pictures: of the batch; None in the place of a broken one.
+            dtype: that they were drawn in.
+        """
+        super().__init__(f"not a finite picture: broken weights, or too large for {dtype}")
+        self.pictures = pictures
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams(Params):
     """How a picture is drawn, whatever it shows."""
@@ -103,7 +117,7 @@ def draw(
         clip_skip: see `encode_prompts`.
 
     Raises:
-        FloatingPointError: if a picture holds NaN or infinite values.
+        BrokenPicturesError: if a picture holds NaN or infinite values; it has the others.
     """
     device, dtype = models.unet.device, models.unet.dtype
     guided = params.guidance != 1
@@ -131,8 +145,11 @@ def draw(
     latents = sampled(torch.cat(noises).to(device), ask, params.sampler, params.steps, levels)
     latents = latents.to(dtype)
     decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
-    if not decoded.isfinite().all():
-        raise FloatingPointError(f"not a finite picture: broken weights, or too large for {dtype}")
+    are_finite = decoded.isfinite().flatten(1).all(1)
+    if not are_finite.all():
+        whole = iter(to_images(decoded[are_finite]))
+        pictures = [next(whole) if is_finite else None for is_finite in are_finite.tolist()]
+        raise BrokenPicturesError(pictures, dtype)
     return to_images(decoded)
 
 
