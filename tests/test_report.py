@@ -33,8 +33,9 @@ from stages.lineage.ingredient import Ingredient
 from stages.merging.files import merge_files
 from stages.page.descent import BOX_HEIGHT, trace
 from stages.page.findings import Named, same_name, sheet_name
+from stages.page.numbers import figure, size
 from stages.page.samples import copy_sample
-from stages.page.site import Sources, size
+from stages.page.site import Sources
 from stages.page.tournament import draw_tournament
 from stages.releases.modelspec import ReleaseParams
 from stages.report import ReportParams, main, run
@@ -204,6 +205,10 @@ def make_grid(folder: Path, reports: Path) -> None:
         for e in entries
     )
     write_scores(reports / "scores" / "cocktails.csv", scores)
+    means = {"row1": {"cmmd": 7.25, "cmmd_left_out": 1}, "row2": {"cmmd": 0.5}}
+    write_json(
+        reports / "scores" / "cocktails.json", {"scores": means, "confidence": 0.95, "prompts": 2}
+    )
 
 
 def make_choices(folder: Path, reports: Path) -> None:
@@ -363,6 +368,7 @@ def test_it_tells_what_happened(site: Path) -> None:
         "64 × 64, held out",
         "Picked: epoch 2",
         "1 of 8 cells failed: row1 1",
+        "modelcmmdcmmd left out row17.2501 row20.50000–",  # cells of a table, without a blank
         "row2: best by score",
         "mini.safetensors",
         "0.8*a + 0.2*b: a 64, epoch 2, b other",
@@ -633,6 +639,10 @@ def test_names_are_one_however_they_are_joined() -> None:
 )
 def test_bytes_are_written_as_people_do(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_what_was_counted_has_no_decimals() -> None:
+    assert [figure(n) for n in (7, 1234, 7.0, 0.5)] == ["7", "1,234", "7.000", "0.50000"]
 
 
 def test_both_rounds_are_drawn_as_a_tournament_and_names_of_strangers_are_text() -> None:
