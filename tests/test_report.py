@@ -17,6 +17,7 @@ import yaml
 from PIL import Image, ImageOps
 
 from stages import grid_sheet, release, select, split
+from stages.choice.evidence import Measures
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
 from stages.diffusion.header import read_header
@@ -217,7 +218,7 @@ def make_choices(folder: Path, reports: Path) -> None:
     select.run(
         "checkpoint.64",
         {f"epoch_{e:03}": folder / f"epochs/epoch_{e:03}.safetensors" for e in (2, 4)},
-        select.Measures([], loss, None, None),
+        Measures([], loss, None, None),
         folder / "vodka.safetensors",
         reports / "select" / "checkpoint_64.json",
         auto,
@@ -226,7 +227,7 @@ def make_choices(folder: Path, reports: Path) -> None:
     select.run(
         "final",
         {row: folder / f"{row}.safetensors" for row in ("row1", "row2")},
-        select.Measures([reports / "scores/cocktails.csv"], None, None, None),
+        Measures([reports / "scores/cocktails.csv"], None, None, None),
         folder / "winner.safetensors",
         reports / "select" / "final.json",
         auto,
