@@ -43,6 +43,7 @@ from stages.report import ReportParams, main, run
 from stages.sheets.sheet_params import SheetParams
 from stages.training.history import History
 from stages.training.report import write_reports
+from tests.browser import headless, listen
 from tests.tiny_training import PARAMS as TRAINING
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
@@ -369,6 +370,7 @@ def test_it_tells_what_happened(site: Path) -> None:
         "64 × 64, held out",
         "Picked: epoch 2",
         "1 of 8 cells failed: row1 1",
+        "Means by model, with 95 % intervals",
         "modelcmmdcmmd left out row17.2501 row20.50000–",  # cells of a table, without a blank
         "row2: best by score",
         "mini.safetensors",
@@ -383,6 +385,21 @@ def test_a_run_shows_what_it_drew_while_it_trained(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     assert 'src="pictures/training/64-epoch_002.png"' in page
     assert "after epoch 2" in page
+
+
+def test_on_a_phone_no_text_is_cut_and_no_row_of_the_ancestry_is_a_tower(site: Path) -> None:
+    with headless() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        said = listen(page)
+        page.goto((site / "index.html").as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        cut = """[...document.querySelectorAll('main p, caption')]
+            .filter(text => text.getBoundingClientRect().right > 390).map(text => text.innerText)"""
+        assert page.evaluate(cut) == []
+        rows = "[...document.querySelectorAll('#ancestry tr')].map(row => row.clientHeight)"
+        assert max(page.evaluate(rows)) < 80
+        assert said == []
 
 
 def test_the_release_shows_its_own_pictures(recipe: Path, site: Path) -> None:
