@@ -165,19 +165,11 @@ def _publish(
     entries = [entry for column in columns for entry in column.entries(failures, params)]
     if all(entry.failed for entry in entries):
         raise ValueError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
-    settings = {
-        "negative_prompt": params.negative_prompt,
-        "sampler": params.sampler,
-        "steps": params.steps,
-        "guidance": params.guidance,
-        "clip_skip": params.clip_skip,
-        "dtype": params.dtype,
-        "batch_size": params.batch_size,
-        "compile": params.compile,
-        "vae_tile_px": params.vae_tile_px,
-        "engine": params.engine,
-        "drawing": columns[0].cells[0].drawing,
-    }
+    names = ["negative_prompt", "sampler", "steps", "guidance", "clip_skip", "engine"]
+    if params.engine == TORCH:  # no server is told these
+        names += ["dtype", "batch_size", "compile", "vae_tile_px"]
+    settings = {name: getattr(params, name) for name in names}
+    settings["drawing"] = columns[0].cells[0].drawing
     models = {column.name: column.sha256 for column in columns}
     with replacing_folder(out, "*") as scratch:
         cells = [cell for column in columns for cell in column.cells]

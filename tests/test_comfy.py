@@ -97,8 +97,9 @@ def test_what_was_drawn_is_not_asked_for_again(tmp_path: Path, start: Start) -> 
 
 def test_another_version_of_the_server_draws_other_cells(tmp_path: Path, start: Start) -> None:
     run(tmp_path, params_for(start()))
-    drawing = read_manifest(tmp_path / "out").settings["drawing"]
-    assert drawing.startswith("ComfyUI 0.3.64, torch 2.13.0+cpu, cpu, workflow ")
+    settings = read_manifest(tmp_path / "out").settings
+    assert "dtype" not in settings, "no server is told it"
+    assert settings["drawing"].startswith("ComfyUI 0.3.64, torch 2.13.0+cpu, cpu, workflow ")
     counts = run(tmp_path, params_for(start(version="0.9.9")))
     assert (counts["drawn"], counts["reused"]) == (2 * CELLS, 0)
 
