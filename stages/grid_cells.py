@@ -16,8 +16,9 @@ from typing import Any
 from stages.comfy.workflow import read_workflow
 from stages.diffusion.crew import Crew, crew
 from stages.diffusion.device_errors import clear_device_errors
+from stages.diffusion.device_kind import device_kind
 from stages.drawing.cache import CellCache
-from stages.drawing.cell import Cell
+from stages.drawing.cell import COMFYUI, TORCH, Cell, drawing_version
 from stages.drawing.column import Column, plan_columns
 from stages.drawing.grid_params import GridParams
 from stages.drawing.manifest import MANIFEST, Manifest, publish, read_manifest
@@ -60,11 +61,11 @@ def run(
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
-    if params.engine == "torch" and not all(map(hashes.knows, weights.values())):
+    if params.engine == TORCH and not all(map(hashes.knows, weights.values())):
         Thread(
             target=import_module, args=["stages.diffusion.engine"]
         ).start()  # while files are read
-    columns = plan_columns(weights, config, params, hashes, _engine_version(params))
+    columns = plan_columns(weights, config, params, hashes, _what_draws(params, out))
     cache = CellCache(work_dir("cells"))
     with crew() as ours, _held_once(work_dir("grid") / group, ours):
         if ours.rank == 0:
@@ -82,11 +83,25 @@ def run(
                 write_json(outs.drawn, _work_done(columns, missing, failures))
 
 
-def _engine_version(params: GridParams) -> str | None:
-    """Name what draws; None is the code of this project."""
-    if params.engine == "comfyui":
-        return read_workflow(Path(params.comfyui.workflow)).version
-    return None
+def _what_draws(params: GridParams, out: Path) -> str:
+    """Name the code, or the servers' code and graph, and the kind of device that it runs on.
+
+    Raises:
+        ConnectionError: if no server answers, and `out` does not tell what drew it with this graph.
+    """
+    if params.engine == TORCH:
+        return drawing_version(device_kind())
+    from stages.comfy.spread import version_of
+
+    comfyui = params.comfyui
+    workflow = read_workflow(Path(comfyui.workflow))
+    try:
+        return f"{version_of(comfyui.servers, comfyui.timeout_s)}, {workflow.version}"
+    except ConnectionError:
+        drew = read_manifest(out).settings["drawing"] if (out / MANIFEST).is_file() else ""
+        if not drew.endswith(workflow.version):
+            raise
+        return str(drew)  # a grid that lacks nothing needs no server
 
 
 @contextmanager
@@ -130,7 +145,7 @@ def _draw(
     """Let the engine draw what is missing; tell by address why a cell failed."""
     if not any(missing.values()):
         return {}  # without an import of torch, which takes seconds
-    if params.engine == "comfyui":
+    if params.engine == COMFYUI:
         from stages.comfy import engine as servers
 
         return {} if ours.rank else servers.draw_missing(group, missing, cache, params.comfyui)
@@ -150,19 +165,11 @@ def _publish(
     entries = [entry for column in columns for entry in column.entries(failures, params)]
     if all(entry.failed for entry in entries):
         raise ValueError(f"grid {group}: every cell failed; the first: {entries[0].failed}")
-    settings = {
-        "negative_prompt": params.negative_prompt,
-        "sampler": params.sampler,
-        "steps": params.steps,
-        "guidance": params.guidance,
-        "clip_skip": params.clip_skip,
-        "dtype": params.dtype,
-        "batch_size": params.batch_size,
-        "compile": params.compile,
-        "vae_tile_px": params.vae_tile_px,
-        "engine": params.engine,
-        "drawing": columns[0].cells[0].drawing,
-    }
+    names = ["negative_prompt", "sampler", "steps", "guidance", "clip_skip", "engine"]
+    if params.engine == TORCH:  # no server is told these
+        names += ["dtype", "batch_size", "compile", "vae_tile_px"]
+    settings = {name: getattr(params, name) for name in names}
+    settings["drawing"] = columns[0].cells[0].drawing
     models = {column.name: column.sha256 for column in columns}
     with replacing_folder(out, "*") as scratch:
         cells = [cell for column in columns for cell in column.cells]

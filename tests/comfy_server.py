@@ -71,6 +71,7 @@ class Habits:
     old: bool = False  # chooses prompt ids itself
     combo: bool = False  # describes the loader's input as newer kinds of nodes do
     wrong_size: bool = False
+    version: str = ""  # of another ComfyUI than the recorded one
     black_for: str = ""  # a checkpoint of NaN: the server saves a black picture and says nothing
 
 
@@ -96,6 +97,7 @@ class FakeComfy:
         async def serve() -> None:
             app = web.Application()
             app.router.add_get(LOADER, self._info)
+            app.router.add_get("/system_stats", self._stats)
             app.router.add_get("/ws", self._socket)
             app.router.add_post("/prompt", self._prompt)
             app.router.add_get("/history/{id}", self._told)
@@ -149,6 +151,14 @@ class FakeComfy:
         else:
             required["ckpt_name"][0] = names
         return web.json_response(answer)
+
+    async def _stats(self, request: web.Request) -> web.Response:
+        self._alive(request)
+        with RECORDING.open(encoding="utf-8") as file:
+            recorded_one = json.loads(file.readline())
+        version = self.habits.version or recorded_one["server"].removeprefix("ComfyUI ")
+        system = {"comfyui_version": version, "pytorch_version": recorded_one["torch"]}
+        return web.json_response({"system": system, "devices": [{"name": "cpu", "type": "cpu"}]})
 
     async def _socket(self, request: web.Request) -> web.WebSocketResponse:
         self._alive(request)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from stages.diffusion.device_kind import device_kind
 from stages.drawing.cache import CellCache
-from stages.drawing.cell import Cell
+from stages.drawing.cell import DRAWING_VERSION, Cell, drawing_version
 from stages.drawing.grid_params import GridParams, planned_cells
 from stages.drawing.manifest import read_manifest
 from stages.harness.params import load_params
@@ -33,6 +34,7 @@ CELL = Cell(
     batch_size=1,
     compile=False,
     vae_tile_px=0,
+    engine="torch",
     drawing="1",
 )
 GRID = """
@@ -64,24 +66,57 @@ def grid_params(tmp_path: Path, text: str = GRID) -> GridParams:
     return load_params("grid", GridParams, path)
 
 
-def test_whatever_determines_a_picture_changes_its_address() -> None:
-    addresses = {CELL.address}
+def changed_addresses(cell: Cell) -> set[str]:
+    """Name the fields of which another value gives another address."""
+    changing = set()
     for field in dataclasses.fields(Cell):
-        value = getattr(CELL, field.name)
+        value = getattr(cell, field.name)
         changed: Any = value + "x" if isinstance(value, str) else value + 1
         changed = not value if isinstance(value, bool) else changed
-        addresses.add(dataclasses.replace(CELL, **{field.name: changed}).address)
-    assert len(addresses) == 1 + len(dataclasses.fields(Cell))
+        if field.name != "engine":
+            other = dataclasses.replace(cell, **{field.name: changed})
+            changing |= {field.name} if other.address != cell.address else set()
+    return changing
+
+
+def test_whatever_determines_a_picture_changes_its_address_and_nothing_else_does() -> None:
+    everywhere = {
+        "weights", "prompt", "negative_prompt", "seed", "width", "height", "sampler", "steps",
+        "guidance", "clip_skip", "drawing",
+    }  # fmt: skip
+    here_alone = {"config", "dtype", "batch_size", "compile", "vae_tile_px"}
+    assert changed_addresses(CELL) == everywhere | here_alone
+    by_server = dataclasses.replace(CELL, engine="comfyui")
+    assert changed_addresses(by_server) == everywhere, "a server is told nothing else"
+    assert by_server.address != CELL.address
+
+
+def test_the_kind_of_device_is_part_of_what_draws() -> None:
+    assert drawing_version("cpu") != drawing_version("cuda")
+    assert drawing_version("cpu").startswith(f"{DRAWING_VERSION}, torch ")
+
+
+def test_torch_is_asked_for_a_gpu_only_where_there_may_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    node = tmp_path / "gpu"
+    monkeypatch.setattr("stages.diffusion.device_kind.GPU_NODES", (str(node),))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_kind() == "cpu"
+    node.touch()
+    assert device_kind() == "cuda"
 
 
 def test_the_address_of_a_cell_never_changes() -> None:
-    assert CELL.address.startswith("090b246b"), (
+    assert CELL.address.startswith("12190c3d"), (
         "every picture that anybody drew would be drawn again"
     )
 
 
 def test_the_plan_is_every_prompt_at_every_size_and_seed(tmp_path: Path) -> None:
-    cells = planned_cells(grid_params(tmp_path), "w", "c")
+    cells = planned_cells(grid_params(tmp_path), "w", "c", "1")
     assert len({cell.address for cell in cells}) == 2 * 2 * 2
     assert [(c.width, c.prompt, c.seed) for c in cells[:3]] == [
         (64, "red apple", 1),
@@ -91,9 +126,9 @@ def test_the_plan_is_every_prompt_at_every_size_and_seed(tmp_path: Path) -> None
 
 
 def test_one_more_prompt_leaves_the_other_addresses_as_they_were(tmp_path: Path) -> None:
-    before = planned_cells(grid_params(tmp_path), "w", "c")
+    before = planned_cells(grid_params(tmp_path), "w", "c", "1")
     more = GRID.replace("[red apple,", "[a cat, red apple,")
-    after = planned_cells(grid_params(tmp_path, more), "w", "c")
+    after = planned_cells(grid_params(tmp_path, more), "w", "c", "1")
     assert {c.address for c in before} < {c.address for c in after}
     assert len(after) - len(before) == 4
 
@@ -122,8 +157,23 @@ def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
         "red apple\n"
         "Negative prompt: blurry\n"
         "Steps: 15, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, "
-        "Size: 64x96, Model hash: w, Clip skip: 2"
+        "Size: 64x96, Model hash: w, Clip skip: 2, RNG: CPU, SGM noise multiplier: True"
     )
+
+
+@pytest.mark.parametrize(
+    ("sampler", "said"),
+    [
+        ("euler", "Sampler: Euler, Schedule type: Uniform,"),
+        ("dpmpp_2m", "Sampler: DPM++ 2M, Schedule type: Uniform,"),  # or A1111 takes Karras
+        ("ddim", "Sampler: DDIM, Schedule type: Automatic,"),
+    ],
+)
+def test_a1111_is_told_the_schedule_and_whose_noise_it_is(sampler: str, said: str) -> None:
+    parameters = dataclasses.replace(CELL, sampler=sampler).parameters
+    assert said in parameters
+    assert ", RNG: CPU" in parameters
+    assert parameters.endswith("multiplier: True") == (sampler != "ddim")
 
 
 @pytest.mark.parametrize(
@@ -179,14 +229,14 @@ def test_axes_multiply_and_say_by_what_a_cell_differs(tmp_path: Path) -> None:
         "guidance: []", "guidance: [1, 7]"
     )
     params = grid_params(tmp_path, text.replace("seeds: [1, 2]", "seeds: [1]"))
-    cells = planned_cells(params, "w", "c")
+    cells = planned_cells(params, "w", "c", "1")
     assert len({cell.address for cell in cells}) == 2 * 2 * 2 * 3  # prompts, sizes, axes
     assert [params.label(cell) for cell in cells[:12:2]] == [
         "euler, guidance 5", "euler, guidance 1", "euler, guidance 7",
         "ddim, guidance 5", "ddim, guidance 1", "ddim, guidance 7",
     ]  # fmt: skip
     plain = grid_params(tmp_path)
-    alone = planned_cells(plain, "w", "c")
+    alone = planned_cells(plain, "w", "c", "1")
     assert {plain.label(cell) for cell in alone} == {""}
     assert {c.address for c in alone if c.seed == 1} < {c.address for c in cells}
 
@@ -211,7 +261,7 @@ def test_the_article_s_prompts_are_21_in_categories() -> None:
     prompts = params.all_prompts()
     assert len(prompts) == 21
     assert all(prompt.category for prompt in prompts)
-    assert len(planned_cells(params, "w", "c")) == 168
+    assert len(planned_cells(params, "w", "c", "1")) == 168
 
 
 def test_many_files_are_hashed_at_once_and_all_are_known_afterwards(tmp_path: Path) -> None:

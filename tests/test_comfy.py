@@ -95,6 +95,24 @@ def test_what_was_drawn_is_not_asked_for_again(tmp_path: Path, start: Start) -> 
     assert (counts["drawn"], counts["reused"]) == (0, 2 * CELLS)
 
 
+def test_another_version_of_the_server_draws_other_cells(tmp_path: Path, start: Start) -> None:
+    run(tmp_path, params_for(start()))
+    settings = read_manifest(tmp_path / "out").settings
+    assert "dtype" not in settings, "no server is told it"
+    assert settings["drawing"].startswith("ComfyUI 0.3.64, torch 2.13.0+cpu, cpu, workflow ")
+    counts = run(tmp_path, params_for(start(version="0.9.9")))
+    assert (counts["drawn"], counts["reused"]) == (2 * CELLS, 0)
+
+
+def test_servers_that_would_draw_differently_do_not_share_a_grid(
+    tmp_path: Path, start: Start
+) -> None:
+    servers = [start(), start(version="0.9.9")]
+    with pytest.raises(ValueError, match=r"draws with ComfyUI 0\.3\.64.*with ComfyUI 0\.9\.9"):
+        run(tmp_path, params_for(*servers))
+    assert not any(server.graphs for server in servers)
+
+
 def test_the_work_is_spread_over_servers(tmp_path: Path, start: Start) -> None:
     servers = [start(), start()]
     run(tmp_path, params_for(*servers))
@@ -243,7 +261,7 @@ def test_a_picture_of_another_size_is_not_taken(tmp_path: Path, start: Start) ->
 
 
 def a_cell(**changes: Any) -> Cell:
-    return dataclasses.replace(planned_cells(PARAMS, "f" * 64, "c")[0], **changes)
+    return dataclasses.replace(planned_cells(PARAMS, "f" * 64, "c", "1")[0], **changes)
 
 
 def test_the_shipped_workflow_says_all_that_a_cell_says() -> None:

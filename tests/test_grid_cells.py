@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -21,10 +22,11 @@ from stages import grid_cells, grid_score
 from stages.choice.scores import read_scores
 from stages.diffusion import engine
 from stages.diffusion.model import save_single_file
-from stages.diffusion.sample import SAMPLERS, SamplingParams, draw
+from stages.diffusion.sample import SamplingParams, draw, initial_noise
+from stages.diffusion.samplers import SAMPLERS
 from stages.drawing.cache import CellCache
 from stages.drawing.cell import DRAWING_VERSION, Cell
-from stages.drawing.grid_params import GridParams, PromptSet
+from stages.drawing.grid_params import GridParams, PromptSet, planned_cells
 from stages.drawing.manifest import read_manifest
 from stages.harness.named import named_weights
 from stages.sheets.arrange import sheets
@@ -196,6 +198,69 @@ def test_a_cell_that_fails_is_marked_and_drawn_when_it_can_be(
     assert run_cells(zoo, tmp_path / "out")["failed"] == 0
 
 
+def a_batch(count: int, batch_size: int) -> list[Cell]:
+    params = dataclasses.replace(
+        PARAMS, prompts=["cat"], seeds=list(range(count)), sizes=[(32, 32)], batch_size=batch_size
+    )
+    return planned_cells(params, "w", "c", "1")
+
+
+class SmallMemory:
+    """Stands for a GPU that holds so many pictures at once, and one seed on no account."""
+
+    def __init__(self, holds: int, too_large: int = -1) -> None:
+        self.holds, self.too_large = holds, too_large
+        self.asked: list[int] = []
+
+    def draw(self, cells: list[Cell]) -> list[Image.Image]:
+        self.asked.append(len(cells))
+        if len(cells) > self.holds or self.too_large in {cell.seed for cell in cells}:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [Image.new("RGB", (32, 32), (cell.seed, 0, 0)) for cell in cells]
+
+
+def test_where_memory_ends_half_as_many_are_drawn_at_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    memory, fits = SmallMemory(holds=5), dict[engine.Kind, int]()
+    cells = a_batch(16, 16)
+    drawn = engine.draw_batch(memory.draw, cells, fits)
+    assert [c.seed for c, p in drawn.items() if isinstance(p, Image.Image)] == list(range(16))
+    assert memory.asked == [16, 8, 4, 4, 4, 4]
+    engine.draw_batch(memory.draw, cells[:6], fits)
+    assert memory.asked[6:] == [4, 4], "it is remembered, and a batch is full"
+    assert "out of memory with 8 pictures of 32 x 32 px at once: 4 from" in capsys.readouterr().out
+
+
+def test_only_the_picture_that_no_memory_holds_is_marked() -> None:
+    memory = SmallMemory(holds=9, too_large=2)
+    drawn = engine.draw_batch(memory.draw, a_batch(5, 4), {})
+    failed = [cell.seed for cell, outcome in drawn.items() if isinstance(outcome, Exception)]
+    assert failed == [2]
+    assert memory.asked == [4, 2, 2, 1, 1, 1]
+
+
+def test_a_picture_that_is_not_finite_costs_no_other_of_its_batch(
+    zoo: Zoo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    draws = []
+
+    def seen(*words: Any) -> Any:
+        draws.append(words[2])
+        return draw(*words)
+
+    def noise_of_one(seed: int, *words: Any) -> Tensor:
+        return initial_noise(seed, *words) * (float("nan") if seed == 1 else 1)
+
+    monkeypatch.setattr("stages.diffusion.engine.draw", seen)
+    monkeypatch.setattr("stages.diffusion.sample.initial_noise", noise_of_one)
+    draw_cells = engine.open_model(zoo.run / "epoch_002.safetensors", zoo.config, {})
+    drawn = engine.draw_batch(draw_cells, a_batch(3, 3), {})
+    kinds = [type(outcome) for outcome in drawn.values()]
+    assert kinds == [Image.Image, FloatingPointError, Image.Image]
+    assert draws == [[0, 1, 2]], "once"
+
+
 def test_a_model_of_broken_weights_is_marked_and_a_grid_of_nothing_else_fails(
     zoo: Zoo, tmp_path: Path
 ) -> None:
@@ -298,12 +363,12 @@ def test_the_drawing_code_draws_what_its_version_stands_for(
     for sampler in SAMPLERS:
         params = SamplingParams(sampler=sampler, steps=3, guidance=2.0, negative_prompt="dog")
         draw(models, ["cat"], [7], 32, 32, params)
-    assert DRAWING_VERSION == 2
+    assert DRAWING_VERSION == 3
     assert dict(zip(SAMPLERS, latents, strict=True)) == {
-        "ddim": pytest.approx([-1.94021, 1.25323, 2.48474], abs=1e-4),
-        "dpmpp_2m": pytest.approx([-8.98610, 5.90383, 11.66985], abs=1e-4),
+        "ddim": pytest.approx([-1.80330, 1.18543, 2.33219], abs=1e-4),
+        "dpmpp_2m": pytest.approx([-8.99665, 5.90164, 11.66523], abs=1e-4),
         "dpmpp_2m_karras": pytest.approx([-9.00559, 5.89657, 11.64466], abs=1e-4),
-        "euler": pytest.approx([-8.98560, 5.87607, 11.59379], abs=1e-4),
+        "euler": pytest.approx([-9.01258, 5.89006, 11.62465], abs=1e-4),
     }
 
 
@@ -311,7 +376,7 @@ def test_a_cell_may_be_drawn_by_two_at_once(scratch: Path) -> None:
     cell = Cell(
         weights="w", config="c", prompt="p", negative_prompt="", seed=1, width=8, height=8,
         sampler="euler", steps=1, guidance=1.0, clip_skip=1, dtype="float32", batch_size=1,
-        compile=False, vae_tile_px=0, drawing="1",
+        compile=False, vae_tile_px=0, engine="torch", drawing="1",
     )  # fmt: skip
     caches = [CellCache(scratch / "cells") for _ in range(2)]
     picture = Image.new("RGB", (8, 8))

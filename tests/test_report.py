@@ -17,6 +17,7 @@ import yaml
 from PIL import Image, ImageOps
 
 from stages import grid_sheet, release, select, split
+from stages.choice.evidence import Measures
 from stages.choice.rule import RuleParams
 from stages.choice.scores import Score, write_scores
 from stages.diffusion.header import read_header
@@ -33,14 +34,16 @@ from stages.lineage.ingredient import Ingredient
 from stages.merging.files import merge_files
 from stages.page.descent import BOX_HEIGHT, trace
 from stages.page.findings import Named, same_name, sheet_name
+from stages.page.numbers import figure, size
 from stages.page.samples import copy_sample
-from stages.page.site import Sources, size
+from stages.page.site import Sources
 from stages.page.tournament import draw_tournament
 from stages.releases.modelspec import ReleaseParams
 from stages.report import ReportParams, main, run
 from stages.sheets.sheet_params import SheetParams
 from stages.training.history import History
 from stages.training.report import write_reports
+from tests.browser import headless, listen
 from tests.tiny_training import PARAMS as TRAINING
 
 HOSTILE = '<script>alert("x")</script> & <img src=x onerror=alert(1)> {{ 7 * 7 }}'
@@ -177,6 +180,7 @@ def make_grid(folder: Path, reports: Path) -> None:
                 vae_tile_px=0,
                 dtype="float32",
                 batch_size=1,
+                engine="torch",
                 drawing="1",
             )
             failed = "NaN" if (row, number) == ("row1", 4) else None
@@ -203,6 +207,10 @@ def make_grid(folder: Path, reports: Path) -> None:
         for e in entries
     )
     write_scores(reports / "scores" / "cocktails.csv", scores)
+    means = {"row1": {"cmmd": 7.25, "cmmd_left_out": 1}, "row2": {"cmmd": 0.5}}
+    write_json(
+        reports / "scores" / "cocktails.json", {"scores": means, "confidence": 0.95, "prompts": 2}
+    )
 
 
 def make_choices(folder: Path, reports: Path) -> None:
@@ -211,7 +219,7 @@ def make_choices(folder: Path, reports: Path) -> None:
     select.run(
         "checkpoint.64",
         {f"epoch_{e:03}": folder / f"epochs/epoch_{e:03}.safetensors" for e in (2, 4)},
-        select.Measures([], loss, None, None),
+        Measures([], loss, None, None),
         folder / "vodka.safetensors",
         reports / "select" / "checkpoint_64.json",
         auto,
@@ -220,7 +228,7 @@ def make_choices(folder: Path, reports: Path) -> None:
     select.run(
         "final",
         {row: folder / f"{row}.safetensors" for row in ("row1", "row2")},
-        select.Measures([reports / "scores/cocktails.csv"], None, None, None),
+        Measures([reports / "scores/cocktails.csv"], None, None, None),
         folder / "winner.safetensors",
         reports / "select" / "final.json",
         auto,
@@ -362,6 +370,8 @@ def test_it_tells_what_happened(site: Path) -> None:
         "64 × 64, held out",
         "Picked: epoch 2",
         "1 of 8 cells failed: row1 1",
+        "Means by model, with 95 % intervals",
+        "modelcmmdcmmd left out row17.2501 row20.50000–",  # cells of a table, without a blank
         "row2: best by score",
         "mini.safetensors",
         "0.8*a + 0.2*b: a 64, epoch 2, b other",
@@ -375,6 +385,21 @@ def test_a_run_shows_what_it_drew_while_it_trained(site: Path) -> None:
     page = (site / "index.html").read_text(encoding="utf-8")
     assert 'src="pictures/training/64-epoch_002.png"' in page
     assert "after epoch 2" in page
+
+
+def test_on_a_phone_no_text_is_cut_and_no_row_of_the_ancestry_is_a_tower(site: Path) -> None:
+    with headless() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        said = listen(page)
+        page.goto((site / "index.html").as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        cut = """[...document.querySelectorAll('main p, caption')]
+            .filter(text => text.getBoundingClientRect().right > 390).map(text => text.innerText)"""
+        assert page.evaluate(cut) == []
+        rows = "[...document.querySelectorAll('#ancestry tr')].map(row => row.clientHeight)"
+        assert max(page.evaluate(rows)) < 80
+        assert said == []
 
 
 def test_the_release_shows_its_own_pictures(recipe: Path, site: Path) -> None:
@@ -632,6 +657,10 @@ def test_names_are_one_however_they_are_joined() -> None:
 )
 def test_bytes_are_written_as_people_do(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_what_was_counted_has_no_decimals() -> None:
+    assert [figure(n) for n in (7, 1234, 7.0, 0.5)] == ["7", "1,234", "7.000", "0.50000"]
 
 
 def test_both_rounds_are_drawn_as_a_tournament_and_names_of_strangers_are_text() -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from stages import select
+from stages.choice.evidence import Measures
 from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, fill_places
 from stages.choice.scores import (
     Score,
@@ -122,9 +123,7 @@ class Choosing:
         if self.reference:
             make_weights(self.folder / "weights", [self.reference])
             reference = self.folder / "weights" / f"{self.reference}.safetensors"
-        measures = select.Measures(
-            self.scores, self.loss, self.votes, self.reference, "test", reference
-        )
+        measures = Measures(self.scores, self.loss, self.votes, self.reference, "test", reference)
         report = self.folder / "report.json"
         select.run("test", weights, measures, self.folder / out, report, params, RULE)
         written: Report = json.loads(report.read_text())

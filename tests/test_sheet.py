@@ -1,5 +1,6 @@
 """Sheets: every cell and every letter of every label is on a page."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -105,6 +106,35 @@ def test_labels_do_not_run_into_each_other(tmp_path: Path, drawn: Drawn) -> None
         for other_left, other_top, other_right, other_bottom in boxes[i + 1 :]:
             apart = right <= other_left or other_right <= left
             assert apart or bottom <= other_top or other_bottom <= top
+
+
+def test_a_prompt_higher_than_a_page_goes_on_on_the_next(tmp_path: Path, drawn: Drawn) -> None:
+    """WebP ends at 16,383 px; two thousand words take 27,000."""
+    prompt = " ".join(f"word{number}" for number in range(2000))
+    sheet = make_sheet(tmp_path, prompts=[prompt, "b"], seeds=2, columns=["x"])
+    for params in (sheet_params(1, 99_999, "webp"), sheet_params(1, 600)):
+        drawn.clear()
+        found = list(images(sheet, params))
+        assert len(found) > 1
+        assert max(page.height for page in found) <= min(params.max_side_px, 16_383)
+        assert all(box[3] <= height for _, box, (_, height) in drawn)
+        written = [word for text, *_ in drawn for word in text.split()]
+        assert [w for w in written if w.startswith("word")] == prompt.split()
+        cells = [cell for page in found for cell in cells_on(page)]
+        assert sorted(cells) == [(0, 0), (0, 1), (0, 2), (0, 3)]
+
+
+def test_labels_higher_than_a_cell_do_not_run_into_the_next_row(
+    tmp_path: Path, drawn: Drawn
+) -> None:
+    sheet = make_sheet(tmp_path, prompts=["a"], seeds=3, columns=["x"])
+    setting = ("dpmpp_2m_karras", "25 steps", "guidance 7", "clip skip 2")
+    rows = tuple(dataclasses.replace(row, setting=setting) for row in sheet.rows)
+    (page,) = images(dataclasses.replace(sheet, rows=rows), PARAMS)
+    tops = [box[1] for text, box, _ in drawn if text.startswith("seed")]
+    ends = [box[3] for text, box, _ in drawn if text.startswith("clip")]
+    assert all(end <= top for end, top in zip(ends[:-1], tops[1:], strict=True))
+    assert len(cells_on(page)) == 3
 
 
 def test_cells_are_scaled_and_keep_their_shape(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from stages.choice.score_params import ScoreParams
 from stages.choice.scorebook import ScoreBook, VectorBook
 from stages.choice.scores import Score
 from stages.choice.summary import Mean, mean_of
+from stages.diffusion.device_kind import device_kind
 from stages.drawing.cell import drawing_version
 from stages.drawing.manifest import Manifest
 from stages.harness.files import sha256_file, sha256_folder, sha256_json
@@ -31,7 +32,11 @@ class Judge:
     def __init__(self, clip: Path, head: Path | None = None) -> None:
         """Open its books; the networks are loaded when there is something new to see."""
         self.clip, self.head = clip, head
-        parts = [sha256_folder(clip), *([_sha256_of(head)] if head else []), drawing_version()]
+        parts = [
+            sha256_folder(clip),
+            *([_sha256_of(head)] if head else []),
+            drawing_version(device_kind()),
+        ]
         name = sha256_json(parts)[:16]
         self.book = ScoreBook(work_dir("scores"), name)
         self.vectors = VectorBook(work_dir("scores"), name)

@@ -63,7 +63,7 @@ class Evidence:
     lower_is_better: bool = False
     resampled: dict[str, Floats] | None = None  # (resamples,), paired between candidates
     prompts: int = 0  # that were resampled
-    errors: Mapping[frozenset[str], float] = field(default_factory=dict)  # of one, or between two
+    errors: Mapping[frozenset[str], float] = field(default_factory=dict)  # least, of one or of two
     failed: Mapping[str, int] = field(default_factory=dict)  # pictures, of the candidates with any
 
     def merit(self, name: str) -> float:

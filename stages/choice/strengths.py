@@ -31,10 +31,34 @@ def resampled_strengths(
     return fits[0], fits[1:].T
 
 
+def floors(votes: Sequence[Vote], models: Sequence[str]) -> dict[frozenset[str], float]:
+    """Give the standard errors of `standard_errors` where votes only ever point one way.
+
+    There resampled prompts say the same again and again, as if nothing were left open: so many
+    votes do leave something open. Where each of two has won, over the other or over one who did,
+    resampling tells by itself how far prompts differ, and a floor would only widen it.
+
+    Returns:
+        By two models, and by one where it is so of it and any other.
+    """
+    counts, pairs = _counted(votes, models)
+    has_beaten = np.eye(len(models), dtype=bool)
+    for (i, j), said in zip(pairs, counts.sum(0), strict=True):
+        has_beaten[i, j], has_beaten[j, i] = said[FIRST] > 0, said[SECOND] > 0
+    for through in range(len(models)):  # Warshall's closure: over one who did
+        has_beaten |= has_beaten[:, through, None] & has_beaten[through]
+    both_won = has_beaten & has_beaten.T
+
+    def points_one_way(names: frozenset[str]) -> bool:
+        at = [models.index(name) for name in names]
+        return not (both_won[at[0]].all() if len(at) == 1 else both_won[at[0], at[1]])
+
+    errors = standard_errors(votes, models)
+    return {names: error for names, error in errors.items() if points_one_way(names)}
+
+
 def standard_errors(votes: Sequence[Vote], models: Sequence[str]) -> dict[frozenset[str], float]:
     """Say how far the number of votes alone leaves strengths open, whatever prompts they are on.
-
-    It is a floor for intervals of resampled prompts: those have no width where all votes agree.
 
     Returns:
         The standard error of a model's log strength, and of the difference of two models', from

@@ -56,14 +56,16 @@ class Server:
         self.address, self.timeout_s = address.rstrip("/"), timeout_s
         self.client = uuid4().hex
         self.checkpoints: list[str] = []
+        self.version = ""
 
     async def __aenter__(self) -> "Server":
-        """Connect, and ask which checkpoints it has."""
+        """Connect, and ask which checkpoints it has, and what it draws with."""
         timeout = aiohttp.ClientTimeout(total=self.timeout_s, connect=CONNECT_TIMEOUT_S)
         self._session = aiohttp.ClientSession(timeout=timeout)
         try:
             info = await self._json(f"/object_info/{LOADER}")
             self.checkpoints = _choices(info[LOADER]["input"]["required"]["ckpt_name"])
+            self.version = _version(await self._json("/system_stats"))
             self._socket = await self._connect()
         except (*LOST, KeyError, IndexError, TypeError, ValueError) as error:
             await self._session.close()
@@ -214,6 +216,15 @@ def _choices(described: list[Any]) -> list[str]:
     """Read the names that an input may take, as nodes of either kind of definition list them."""
     kind = described[0]
     return list(kind if isinstance(kind, list) else described[1]["options"])
+
+
+def _version(stats: dict[str, Any]) -> str:
+    """Name what determines a server's pixels, besides the graph."""
+    system, devices = stats["system"], stats["devices"]
+    return (
+        f"ComfyUI {system.get('comfyui_version', 'of unknown version')}, "
+        f"torch {system.get('pytorch_version', 'of unknown version')}, {devices[0]['type']}"
+    )
 
 
 def _ends(message: dict[str, Any], prompt_id: str) -> bool:

@@ -49,6 +49,48 @@ def draw_on_servers(
     asyncio.run(_draw(servers, timeout_s, workflow, cells, done))
 
 
+def version_of(servers: Sequence[str], timeout_s: float) -> str:
+    """Ask servers what they draw with; those that do not answer are left out.
+
+    Raises:
+        ConnectionError: if none answers.
+        ValueError: if they draw with different code, or on different kinds of devices.
+    """
+
+    async def ask() -> str:
+        async with AsyncExitStack() as stack:
+            return _one_version(await _opened(stack, servers, timeout_s, []))
+
+    return asyncio.run(ask())
+
+
+async def _opened(
+    stack: AsyncExitStack, servers: Sequence[str], timeout_s: float, lost: list[str]
+) -> list[Server]:
+    """Connect to those that answer, and note in `lost` why others do not."""
+    open_ones = []
+    for address in servers:
+        try:
+            open_ones.append(await stack.enter_async_context(Server(address, timeout_s)))
+        except ConnectionError as error:
+            lost.append(str(error))
+    if not open_ones:
+        raise ConnectionError("; ".join(lost))
+    return open_ones
+
+
+def _one_version(servers: Sequence[Server]) -> str:
+    first = servers[0]
+    for other in servers:
+        if other.version != first.version:
+            raise ValueError(
+                f"{first.address} draws with {first.version}, but {other.address} with "
+                f"{other.version}: pictures of one model would differ by who drew them. Name "
+                "servers of one version and one kind of device in grid.comfyui.servers"
+            )
+    return first.version
+
+
 async def _draw(
     servers: Sequence[str],
     timeout_s: float,
@@ -58,14 +100,12 @@ async def _draw(
 ) -> None:
     work = Work(list(cells))
     async with AsyncExitStack() as stack:
-        open_ones = []
-        for address in servers:
-            try:
-                open_ones.append(await stack.enter_async_context(Server(address, timeout_s)))
-            except ConnectionError as error:
-                work.lost.append(str(error))
-        if not open_ones:
-            raise ConnectionError("; ".join(work.lost))
+        open_ones = await _opened(stack, servers, timeout_s, work.lost)
+        if not (planned := cells[0][1].drawing).startswith(version := _one_version(open_ones)):
+            raise ConnectionError(
+                f"the servers that answer now draw with {version}, but the grid was planned for "
+                f"{planned}; start again"
+            )
         _check_checkpoints(open_ones, cells)
         await asyncio.gather(*(_serve(server, workflow, work, done) for server in open_ones))
     if work.waiting:

@@ -27,9 +27,9 @@ class Workflow:
 
     @property
     def version(self) -> str:
-        """Name what draws: the graph, whatever its spacing."""
+        """Name the graph, whatever its spacing."""
         text = json.dumps(self.nodes, sort_keys=True)
-        return f"comfyui, workflow {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        return f"workflow {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
     def filled(self, cell: Cell, checkpoint: str, file_name: str) -> dict[str, Any]:
         """Put a cell's values in the place of the words.

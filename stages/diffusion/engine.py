@@ -5,12 +5,13 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from PIL import Image
 
 from stages.diffusion.crew import Crew
 from stages.diffusion.model import Models
 from stages.diffusion.render import Easel
-from stages.diffusion.sample import SamplingParams, draw
+from stages.diffusion.sample import BrokenPicturesError, SamplingParams, draw
 from stages.drawing.cache import CellCache
 from stages.drawing.cell import Cell
 from stages.drawing.collector import Collector
@@ -19,8 +20,9 @@ from stages.harness.scratch import work_dir
 
 Easels = dict[tuple[object, ...], Easel]  # by dtype and the like
 Draw = Callable[[list[Cell]], list[Image.Image]]  # a full batch of one size and setting
+Kind = tuple[object, ...]  # of cells that are drawn in one batch
 # What one picture may die of: too little memory, a shape that the UNet cannot halve, NaN.
-CELL_ERRORS = (RuntimeError, ValueError, ArithmeticError)
+CELL_ERRORS = (RuntimeError, ValueError, ArithmeticError, MemoryError)
 
 
 def draw_missing(
@@ -50,6 +52,7 @@ def draw_missing(
     }
     drawn_here = [batch for share in shares.values() for batch in share]
     total, ahead = sum(map(len, drawn_here)), max(map(len, drawn_here), default=1)
+    fits: dict[Kind, int] = {}
     easels: Easels = {}  # lives as long as the job: models of one kind take each other's place
     with Collector(cache, f"grid {group}", total, ahead) as collector:
         for column in columns:
@@ -57,7 +60,7 @@ def draw_missing(
                 continue
             draw_cells = open_model(column.weights, config, easels)
             for batch in shares[column.name]:
-                for cell, drawn in draw_batch(draw_cells, batch).items():
+                for cell, drawn in draw_batch(draw_cells, batch, fits).items():
                     collector.take(column.name, cell, drawn)
             gc.collect()
     return collector.failures
@@ -72,25 +75,77 @@ def batches(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
             yield alike[start : start + size]
 
 
-def _drawn_alike(cell: Cell) -> tuple[object, ...]:
+def _drawn_alike(cell: Cell) -> Kind:
     """Tell what all cells of a batch have in common."""
     shape = (cell.width, cell.height, cell.negative_prompt)
     return (*shape, cell.sampler, cell.steps, cell.guidance, cell.clip_skip)
 
 
-def draw_batch(draw_cells: Draw, batch: list[Cell]) -> dict[Cell, Image.Image | Exception]:
-    """Draw a batch, filled up to its full size; after an error, each picture of it alone.
+def draw_batch(
+    draw_cells: Draw, batch: list[Cell], fits: dict[Kind, int]
+) -> dict[Cell, Image.Image | Exception]:
+    """Draw a batch, filled up to its full size.
+
+    Where memory ends, half as many are drawn at once, to pixels that may differ by a level: better
+    than none. After another error each picture is drawn alone, so that one does not cost the rest.
+
+    Args:
+        draw_cells: draws so many pictures of one kind.
+        batch: cells of one kind.
+        fits: by kind, how many memory holds at once, as far as that was found out.
 
     Returns:
         By cell, the picture or what it died of.
     """
+    kind, waiting, at_once = _drawn_alike(batch[0]), list(batch), len(batch)
+    drawn: dict[Cell, Image.Image | Exception] = {}
+    while waiting:
+        size = fits.get(kind, batch[0].batch_size)
+        taken = waiting[: min(size, at_once)]
+        outcome = _tried(draw_cells, [*taken, *taken[-1:] * (size - len(taken))])
+        if isinstance(outcome, Exception):
+            if _is_out_of_memory(outcome) and size > 1:
+                fits[kind] = (size + 1) // 2
+                _say_smaller(batch[0], size, fits[kind])
+                _free_memory()
+                continue
+            if len(taken) > 1:
+                at_once = 1
+                continue
+            outcome = [outcome]
+        drawn |= dict(zip(taken, outcome, strict=False))
+        del waiting[: len(taken)]
+    return drawn
+
+
+def _tried(draw_cells: Draw, cells: list[Cell]) -> Sequence[Image.Image | Exception] | Exception:
+    """Draw; give the pictures and what broke some of them, or what all died of."""
     try:
-        drawn = draw_cells([*batch, *batch[-1:] * (batch[0].batch_size - len(batch))])
-        return dict(zip(batch, drawn, strict=False))
+        return draw_cells(cells)
+    except BrokenPicturesError as error:
+        return [picture or FloatingPointError(str(error)) for picture in error.pictures]
     except CELL_ERRORS as error:
-        if len(batch) == 1:
-            return {batch[0]: error}
-    return {cell: drawn for one in batch for cell, drawn in draw_batch(draw_cells, [one]).items()}
+        return error.with_traceback(None)  # whose frames would hold the batch in memory
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell by torch's error for GPUs, and by its words for the CPU."""
+    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return is_memory or "can't allocate memory" in str(error)
+
+
+def _say_smaller(cell: Cell, size: int, smaller: int) -> None:
+    print(
+        f"out of memory with {size} pictures of {cell.width} x {cell.height} px at once: "
+        f"{smaller} from here on; grid.batch_size: {smaller} would have fitted",
+        flush=True,
+    )
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def open_model(weights: Path, config: Path, easels: Easels) -> Draw:

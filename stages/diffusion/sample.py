@@ -9,33 +9,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from stages.diffusion.model import Models
+from stages.diffusion.samplers import SAMPLERS, levels_of, sampled
 from stages.harness.params import Params
 
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-# Deterministic ones alone: an ancestral sampler draws noise at each step, on the device.
-SAMPLERS = {
-    "ddim": ("DDIMScheduler", {"set_alpha_to_one": False}),
-    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
-    "dpmpp_2m_karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "euler": ("EulerDiscreteScheduler", {}),
-}
+
+class BrokenPicturesError(FloatingPointError):
+    """Some pictures of a batch hold NaN or infinite values."""
+
+    def __init__(self, pictures: list[Image.Image | None], dtype: torch.dtype) -> None:
+        """Say so.
+
+        Args:
+            pictures: of the batch; None in the place of a broken one.
+            dtype: that they were drawn in.
+        """
+        super().__init__(f"not a finite picture: broken weights, or too large for {dtype}")
+        self.pictures = pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams(Params):
     """How a picture is drawn, whatever it shows."""
 
-    sampler: str  # a key of SAMPLERS
-    steps: int  # UNet calls, each for the prompt and the negative prompt
+    sampler: str  # one of SAMPLERS
+    steps: int  # UNet calls, each for the prompt and the negative prompt; DDIM may make more
     guidance: float  # scale of arXiv 2207.12598; 1 draws without guidance
     negative_prompt: str  # "" is the empty caption of training
 
@@ -110,11 +117,9 @@ def draw(
         clip_skip: see `encode_prompts`.
 
     Raises:
-        FloatingPointError: if a picture holds NaN or infinite values.
+        BrokenPicturesError: if a picture holds NaN or infinite values; it has the others.
     """
     device, dtype = models.unet.device, models.unet.dtype
-    noise_scheduler = make_sampler(models, params)
-    noise_scheduler.set_timesteps(params.steps, device=device)
     guided = params.guidance != 1
     encoder_hidden_states = encode_prompts(
         models.text_encoder, models.tokenizer, [params.negative_prompt, *prompts], clip_skip
@@ -125,28 +130,27 @@ def draw(
     else:
         encoder_hidden_states = positive
 
+    def ask(latents: Tensor, timestep: Tensor) -> Tensor:
+        inputs = latents.to(dtype)
+        if not guided:
+            answer: Tensor = models.unet(inputs, timestep, encoder_hidden_states).sample
+            return answer
+        both = models.unet(torch.cat([inputs, inputs]), timestep, encoder_hidden_states).sample
+        without, with_prompt = both.float().chunk(2)
+        guided_answer: Tensor = without + params.guidance * (with_prompt - without)
+        return guided_answer
+
     noises = [initial_noise(seed, width_px, height_px, models) for seed in seeds]
-    latents = torch.cat(noises).to(device, dtype) * noise_scheduler.init_noise_sigma
-    for timestep in noise_scheduler.timesteps:
-        scaled = noise_scheduler.scale_model_input(latents, timestep)
-        inputs = torch.cat([scaled, scaled]) if guided else scaled
-        noise_pred = models.unet(inputs, timestep, encoder_hidden_states).sample
-        if guided:
-            without, with_prompt = noise_pred.chunk(2)
-            noise_pred = without + params.guidance * (with_prompt - without)
-        latents = noise_scheduler.step(noise_pred, timestep, latents).prev_sample
+    levels = levels_of(models.noise_scheduler)
+    latents = sampled(torch.cat(noises).to(device), ask, params.sampler, params.steps, levels)
+    latents = latents.to(dtype)
     decoded = models.vae.decode(latents / models.vae.config.scaling_factor).sample
-    if not decoded.isfinite().all():
-        raise FloatingPointError(f"not a finite picture: broken weights, or too large for {dtype}")
+    are_finite = decoded.isfinite().flatten(1).all(1)
+    if not are_finite.all():
+        whole = iter(to_images(decoded[are_finite]))
+        pictures = [next(whole) if is_finite else None for is_finite in are_finite.tolist()]
+        raise BrokenPicturesError(pictures, dtype)
     return to_images(decoded)
-
-
-def make_sampler(models: Models, params: SamplingParams) -> Any:
-    """Build a fresh sampler, for it keeps state, on the model's own noise schedule."""
-    import diffusers
-
-    name, options = SAMPLERS[params.sampler]
-    return getattr(diffusers, name).from_config(models.noise_scheduler.config, **options)
 
 
 def to_images(pixel_values: Tensor) -> list[Image.Image]:

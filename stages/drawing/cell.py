@@ -1,18 +1,19 @@
 """A cell: one picture, named by the hash of everything that determines it."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
 from stages.harness.files import sha256_json
 
-DRAWING_VERSION = 2  # raise it when stages.diffusion draws other pixels from the same cell
-ENGINE = ("torch", "diffusers", "transformers")
+DRAWING_VERSION = 3  # raise it when stages.diffusion draws other pixels from the same cell
+LIBRARIES = ("torch", "diffusers", "transformers")
+TORCH, COMFYUI = "torch", "comfyui"  # engines
+OF_TORCH = ("config", "dtype", "batch_size", "compile", "vae_tile_px")  # what no server is told
 SAMPLER_NAMES = {  # as A1111 calls them: sampler, schedule
-    "ddim": ("DDIM", None),
-    "dpmpp_2m": ("DPM++ 2M", None),
+    "ddim": ("DDIM", "Automatic"),  # it has no other
+    "dpmpp_2m": ("DPM++ 2M", "Uniform"),  # for it "Automatic" is Karras
     "dpmpp_2m_karras": ("DPM++ 2M", "Karras"),
-    "euler": ("Euler", None),
+    "euler": ("Euler", "Uniform"),
 }
 
 
@@ -35,16 +36,21 @@ class Cell:
     batch_size: int  # for kernels round by it; a batch is always full
     compile: bool  # and so do compiled ones
     vae_tile_px: int
-    drawing: str  # version of the code that draws
+    engine: str  # TORCH or COMFYUI
+    drawing: str  # versions of what draws, and the kind of its device: GPUs round as no CPU does
 
     @property
     def address(self) -> str:
         """Name the picture: 64 hex digits, the same wherever the same picture is wanted."""
-        return sha256_json({name: getattr(self, name) for name in self.__slots__})
+        left_out = () if self.engine == TORCH else OF_TORCH
+        return sha256_json({n: getattr(self, n) for n in self.__slots__ if n not in left_out})
 
     @property
     def parameters(self) -> str:
         """Write how the picture was drawn, as A1111 does into a PNG's text.
+
+        What it does not say, A1111 takes from its user's settings: noise of the GPU, and first
+        noise that is weaker by the picture's share, which its DDIM never is.
 
         Source: `create_infotext` of AUTOMATIC1111's web UI, version 1.10.
         """
@@ -61,6 +67,8 @@ class Cell:
             "Size": f"{self.width}x{self.height}",
             "Model hash": self.weights[:10],
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
+            "RNG": "CPU",
+            "SGM noise multiplier": None if self.sampler == "ddim" else True,
         }
         lines.append(
             ", ".join(f"{name}: {value}" for name, value in words.items() if value is not None)
@@ -68,7 +76,11 @@ class Cell:
         return "\n".join(lines)
 
 
-def drawing_version(engine: Sequence[str] = ENGINE) -> str:
-    """Name the code that draws; a new torch may round elsewhere, so it counts as other code."""
-    libraries = (f"{name} {version(name).split('+')[0]}" for name in engine)
-    return ", ".join([str(DRAWING_VERSION), *libraries])
+def drawing_version(device: str) -> str:
+    """Name the code that draws; a new torch may round elsewhere, so it counts as other code.
+
+    Args:
+        device: the kind that draws, as torch calls it.
+    """
+    libraries = (f"{name} {version(name).split('+')[0]}" for name in LIBRARIES)
+    return ", ".join([str(DRAWING_VERSION), *libraries, device])

@@ -51,7 +51,7 @@ def plan_columns(
     config: Path,
     params: GridParams,
     hashes: KnownHashes,
-    drawing: str | None,
+    drawing: str,
 ) -> list[Column]:
     """Plan what each model draws.
 
@@ -60,7 +60,7 @@ def plan_columns(
         config: the diffusers folder that describes them all.
         params: the section `grid`.
         hashes: of weights that were read before.
-        drawing: names what draws; by default the code of this project.
+        drawing: names what draws.
     """
     config_sha256 = sha256_folder(config)
     columns = []

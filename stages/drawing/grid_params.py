@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from stages.choice.score_params import ScoreParams
-from stages.drawing.cell import SAMPLER_NAMES, Cell, drawing_version
+from stages.drawing.cell import COMFYUI, SAMPLER_NAMES, TORCH, Cell
 from stages.harness.params import Params
 from stages.sheets.sheet_params import SheetParams
 
 SIDE_STEP_PX = 8
 TILE_STEP_PX = 32  # tiles overlap by a quarter, which must be whole latents
 DTYPES = ("float32", "float16", "bfloat16")
-ENGINES = ("torch", "comfyui")
+ENGINES = (TORCH, COMFYUI)
 MAX_STEPS = 1000  # of SD 1.5's noise schedule: a step each
 
 
@@ -138,7 +138,7 @@ class GridParams(Params):
             raise ValueError(f"unknown dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         if self.engine not in ENGINES:
             raise ValueError(f"unknown engine {self.engine!r}; known: {', '.join(ENGINES)}")
-        if self.engine == "comfyui" and not self.comfyui.servers:
+        if self.engine == COMFYUI and not self.comfyui.servers:
             raise ValueError("comfyui.servers is empty: the engine comfyui needs at least one")
 
     def _check_prompts(self) -> None:
@@ -192,18 +192,15 @@ class GridParams(Params):
         return ", ".join(text for varied, text in words if varied)
 
 
-def planned_cells(
-    params: GridParams, weights: str, config: str, drawing: str | None = None
-) -> list[Cell]:
+def planned_cells(params: GridParams, weights: str, config: str, drawing: str) -> list[Cell]:
     """List a model's cells: size by size, setting by setting, prompt by prompt, seed by seed.
 
     Args:
         params: the section `grid`.
         weights: SHA-256 of the model's file.
         config: SHA-256 of its config folder.
-        drawing: names what draws; by default the code of this project.
+        drawing: names what draws.
     """
-    drawing = drawing or drawing_version()
     return [
         Cell(
             weights=weights,
@@ -218,6 +215,7 @@ def planned_cells(
             batch_size=params.batch_size,
             compile=params.compile,
             vae_tile_px=params.vae_tile_px,
+            engine=params.engine,
             drawing=drawing,
         )
         for width, height in params.sizes

@@ -8,10 +8,11 @@ from typing import Any
 from stages.drawing.manifest import MANIFEST, Entry, Manifest, read_manifest
 from stages.harness.files import link_or_copy
 
-TEMPLATE = Path(__file__).parent / "templates" / "viewer.html"
+TEMPLATES = Path(__file__).parent / "templates"
 VIEWER = "viewer.html"
 PICTURES = "cells"  # beside the page, one folder per grid
 DATA_MARK, TITLE_MARK = "@DATA@", "@TITLE@"  # where the template takes what varies
+PARTS = {"@STYLE@": "viewer.css", "@SCRIPT@": "viewer.js"}  # one page to open, three to read
 
 
 def write_viewer(
@@ -45,10 +46,18 @@ def write_viewer(
         grid_data(name, found[name][1], f"{PICTURES}/{number}/")
         for number, name in enumerate(names)
     ]
-    text = TEMPLATE.read_text(encoding="utf-8").replace(TITLE_MARK, _escaped(title))
+    text = _template().replace(TITLE_MARK, _escaped(title))
     page = text.replace(DATA_MARK, as_script(shown))
     (folder / VIEWER).write_text(page, encoding="utf-8")
     return names
+
+
+def _template() -> str:
+    """Read the page, with its style and its script in it."""
+    page = (TEMPLATES / VIEWER).read_text(encoding="utf-8")
+    for mark, name in PARTS.items():
+        page = page.replace(mark, (TEMPLATES / name).read_text(encoding="utf-8"))
+    return page
 
 
 def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:

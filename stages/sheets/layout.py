@@ -57,6 +57,7 @@ class Measures:
     head_font: ImageFont.FreeTypeFont  # of the columns' names
     cell_width: int
     cell_height: int
+    row_height: int  # of a cell, or of the labels beside it where those are higher
     gap: int
     line: int  # from one line of text to the next
     prompt_width: int
@@ -79,7 +80,7 @@ class Measures:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Rows of one prompt that stand on one page, and the prompt beside them."""
+    """Rows of one prompt that stand on one page, and the prompt beside them, or a part of it."""
 
     prompt: tuple[str, ...]  # wrapped
     rows: tuple[Row, ...]
@@ -215,16 +216,18 @@ def measure(sheet: Sheet, params: SheetParams) -> Measures:
     cell_width, cell_height = sheet.width * params.scale, sheet.height * params.scale
     font_px = min(max(cell_height // CELLS_PER_FONT, MIN_FONT_PX), MAX_FONT_PX)
     font = load_font(font_px)
-    labels = [line for row in sheet.rows for line in row.label]
+    line = round(font_px * LINE_HEIGHT)
+    labels = [text for row in sheet.rows for text in row.label]
     return Measures(
         font=font,
         head_font=_head_font(sheet.columns, font_px, cell_width),
         cell_width=cell_width,
         cell_height=cell_height,
+        row_height=max([cell_height, *(len(row.label) * line for row in sheet.rows)]),
         gap=max(2, font_px // 4),
-        line=round(font_px * LINE_HEIGHT),
+        line=line,
         prompt_width=font_px * PROMPT_EMS,
-        seed_width=max((int(font.getlength(line)) + 1 for line in labels), default=0),
+        seed_width=max((int(font.getlength(text)) + 1 for text in labels), default=0),
     )
 
 
@@ -257,15 +260,20 @@ def paginate(sheet: Sheet, measures: Measures, room: int) -> Iterator[list[Block
 
 
 def _blocks(sheet: Sheet, measures: Measures, room: int) -> Iterator[Block]:
-    step = measures.cell_height + measures.gap
-    per_page = max(1, (room - measures.rule) // step)
+    """Cut what no page holds: rows, and a prompt's lines, which then begin anew or go on alone."""
+    step = measures.row_height + measures.gap
+    rows_held = max(1, (room - measures.rule) // step)
+    lines_held = max(1, (room - measures.rule - measures.gap) // measures.line)
     for prompt, group in groupby(sheet.rows, key=lambda row: row.prompt):
         lines = tuple(wrapped(prompt, measures.font, measures.prompt_width))
+        texts = [lines[at : at + lines_held] for at in range(0, len(lines), lines_held)]
         rows = tuple(group)
-        for first in range(0, len(rows), per_page):
-            part = rows[first : first + per_page]
-            height = max(len(part) * step, measures.text_height(lines) + measures.gap)
-            yield Block(lines, part, height + measures.rule)
+        parts = [rows[at : at + rows_held] for at in range(0, len(rows), rows_held)]
+        for number in range(max(len(texts), len(parts))):
+            text = texts[number % len(texts)]
+            part = parts[number] if number < len(parts) else ()
+            height = max(len(part) * step, measures.text_height(text) + measures.gap)
+            yield Block(text, part, height + measures.rule)
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
@@ -355,7 +363,7 @@ def _lay_out(
         top += measures.rule
         items += _lines((2 * gap, top), block.prompt, measures, INK)
         for number, row in enumerate(block.rows):
-            y = top + number * (measures.cell_height + gap)
+            y = top + number * (measures.row_height + gap)
             seed_at = (measures.left - gap * 2 - measures.seed_width, y)
             items += _lines(seed_at, row.label, measures, SOFT)
             for column, i in enumerate(shown):
