@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import tarfile
@@ -47,6 +46,7 @@ from tests.tiny_training import (
     pictures,
     start,
     start_from,
+    v_prediction_config,
     wait_for,
 )
 
@@ -326,11 +326,7 @@ def test_a_learning_rate_that_fell_to_zero_moves_nothing(base: Path, tmp_path: P
 def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
     base: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config"
-    shutil.copytree(base / "config", config)
-    path = config / "scheduler" / "scheduler_config.json"
-    text = path.read_text(encoding="utf-8").replace('"epsilon"', '"v_prediction"')
-    path.write_text(text, encoding="utf-8")
+    config = v_prediction_config(base, tmp_path)
     params = replace(
         PARAMS, prediction_type="v_prediction", zero_terminal_snr=True, ema_decay=0.0, max_epochs=6
     )

@@ -20,14 +20,15 @@ def draw_preview(
     Args:
         path: of the PNG.
         base: gives what `trained` no longer holds, the autoencoder above all.
-        trained: the UNet in it is drawn with, and the text encoder if it still has its weights.
+        trained: the UNet in it is drawn with, on its noise schedule, and the text encoder if it
+            still has its weights.
         samples: what to draw.
         side_px: of each picture.
         precision: of the arithmetic, a key of PRECISIONS.
     """
     unet = trained.unet
     models = load_models(base.weights, base.config)
-    models.unet = unet
+    models.unet, models.noise_scheduler = unet, trained.noise_scheduler
     if trained.text_encoder.device.type != "meta":
         models.text_encoder = trained.text_encoder
     for network in (models.vae, models.text_encoder):
