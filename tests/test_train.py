@@ -316,11 +316,27 @@ def test_what_saves_memory_leaves_the_loss_where_it_was(
     assert saving.means[3] < 0.99 * saving.means[0]
 
 
-def test_a_learning_rate_that_fell_to_zero_moves_nothing(base: Path, tmp_path: Path) -> None:
+def test_a_learning_rate_that_fell_to_zero_moves_nothing_and_that_is_told_at_the_start(
+    base: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
     params = replace(PARAMS, schedule="cosine", schedule_epochs=1, weight_decay=0.0, ema_decay=0.0)
-    means = start(base, tmp_path, params).history.means
+    means = start(base, tmp_path / "a", params, say=lines.append).history.means
     assert means[1] < means[0]
     assert means[1] == means[2] == means[3]
+    (warned,) = (i for i, line in enumerate(lines) if "with a rate of 0" in line)
+    assert "after schedule_epochs 1: the 2 epochs from there to max_epochs 3" in lines[warned]
+    assert warned < next(i for i, line in enumerate(lines) if line.startswith("base:"))
+
+
+@pytest.mark.parametrize(("schedule", "epochs"), [("constant", 1), ("linear", 3), ("cosine", 9)])
+def test_a_schedule_as_long_as_its_run_is_not_warned_of(
+    base: Path, tmp_path: Path, schedule: str, epochs: int
+) -> None:
+    lines: list[str] = []
+    params = replace(PARAMS, schedule=schedule, schedule_epochs=epochs)
+    start(base, tmp_path, params, say=lines.append)
+    assert not any("with a rate of 0" in line for line in lines)
 
 
 def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
