@@ -7,12 +7,12 @@ import random
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +26,7 @@ from stages.diffusion.header import read_header
 from stages.diffusion.model import Base, load_models
 from stages.harness.files import sha256_bytes, sha256_file
 from stages.harness.scratch import exclusive
-from stages.lineage.ancestry import read_lineage
+from stages.lineage.ancestry import Parent, read_lineage, read_parent
 from stages.train import main
 from stages.training.draw import Drawn
 from stages.training.learner import Learner, Step
@@ -510,6 +510,21 @@ def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
     assert found["change_percent"] < 0
     with Image.open(report / "loss.png") as graph:
         assert graph.width > 600
+
+
+def test_the_base_is_hashed_while_the_networks_code_is_imported(
+    base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = Event()
+
+    def hashed(path: Path, metadata: Mapping[str, str]) -> Parent:
+        assert imported.wait(20), "the imports waited for the hash"
+        return read_parent(path, metadata)
+
+    monkeypatch.setattr("stages.train.read_parent", hashed)
+    monkeypatch.setattr("stages.diffusion.model.import_networks", imported.set)
+    stage(base)
+    assert (project / "reports/64/metrics.json").is_file()
 
 
 def test_runs_of_another_section_are_trained_alike(base: Path, project: Path) -> None:

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x models in memory, and as one safetensors file in the original layout.
 
-diffusers and transformers take seconds to import, so only `load_models` does it: whoever merely
+diffusers and transformers take seconds to import, so only functions do it: whoever merely
 reads, writes or compares tensors needs torch alone.
 """
 
@@ -64,6 +64,12 @@ class Models:
     text_encoder: "CLIPTextModel"
     tokenizer: "CLIPTokenizer"
     noise_scheduler: "DDPMScheduler"
+
+
+def import_networks() -> None:
+    """Import what `load_models` needs, for whoever has something else to wait for meanwhile."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 
 def load_models(

@@ -136,7 +136,7 @@ class _Run:
     ) -> None:
         """Encode the examples, or find what an earlier start encoded; then set up the networks."""
         params = self.params
-        models = load_models(self.base.weights, self.base.config)
+        models = load_models(self.base.weights, self.base.config, device=self.ranks.device)
         settle_objective(models, self.base, params)
         self.dataset, self.validation = (
             encode_once(models, side, examples, params, encoded, inputs, self.ranks, self.say)
