@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from stages.diffusion.header import read_header
-from stages.diffusion.model import Base, load_models
+from stages.diffusion.model import Base, Models, load_models
 from stages.harness.files import sha256_bytes, sha256_file
 from stages.harness.scratch import exclusive
 from stages.lineage.ancestry import Parent, read_lineage, read_parent
@@ -87,6 +87,24 @@ def test_order_of_examples_and_batch_size_of_validation_do_not_matter(
     assert hashes(once) == hashes(twice)
     larger = start(base, tmp_path / "c", replace(PARAMS, batch_size=16, max_epochs=1))
     assert larger.history.errors[0] == pytest.approx(once.history.errors[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_a_network_that_learns_nothing_is_not_held(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    held: list[Models] = []
+
+    def noted(self: Learner, models: Models, *rest: Any) -> None:
+        held.append(models)
+        initialise(self, models, *rest)
+
+    initialise = Learner.__init__
+    monkeypatch.setattr(Learner, "__init__", noted)
+    start(base, tmp_path, replace(PARAMS, max_epochs=1, text_encoder_learning_rate=rate))
+    (models,) = held
+    assert models.vae.device.type == "meta"  # has no storage
+    assert models.text_encoder.device.type == ("cpu" if rate else "meta")
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path: Path) -> None:
@@ -186,15 +204,27 @@ def kill_a_child(work: Callable[[], object], moments: random.Random) -> None:
     assert os.WIFSIGNALED(status), "it ended before it could be killed"
 
 
-def test_a_polite_signal_saves_first(base: Path, tmp_path: Path) -> None:
-    def terminate(line: str) -> None:
-        if line.startswith("epoch 1:"):
-            os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_polite_signal_saves_first(
+    base: Path, tmp_path: Path, number: signal.Signals, end: type[BaseException]
+) -> None:
+    lines: list[str] = []
 
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        if line.startswith("epoch 1:"):
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
     unbroken = start(base, tmp_path / "unbroken")
-    with pytest.raises(SystemExit, match="143"):
-        start(base, tmp_path / "stopped", say=terminate)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(end) as raised:
+        start(base, tmp_path / "stopped", say=interrupt)
+    assert end is KeyboardInterrupt or raised.value.args == (143,)
+    assert lines[-1] == f"stopped by {number.name}; start it again and it goes on"
+    assert any((tmp_path / "stopped/checkpoints").iterdir())
+    assert signal.getsignal(number) is before
     assert hashes(start(base, tmp_path / "stopped")) == hashes(unbroken)
 
 
