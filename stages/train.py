@@ -29,6 +29,7 @@ import re
 import shutil
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -82,7 +83,7 @@ def run(
     """
     from stages.diffusion.folder import single_file_of
     from stages.diffusion.header import read_header
-    from stages.diffusion.model import Base
+    from stages.diffusion.model import Base, import_networks
     from stages.training.encode import as_example
     from stages.training.loop import train
     from stages.training.report import metrics, write_reports
@@ -91,7 +92,10 @@ def run(
     if base.is_dir():
         base = single_file_of(base, work / "bases")
     entries, validation_entries = (read_manifest(path) for path in manifests)
-    parent = read_parent(base, read_header(base).metadata)
+    with ThreadPoolExecutor(1) as thread:  # hashing gigabytes leaves the interpreter to imports
+        hashed = thread.submit(read_parent, base, read_header(base).metadata)
+        import_networks()
+        parent = hashed.result()
     data = {
         side: sha256_file(p) for side, p in zip(("train", "validation"), manifests, strict=True)
     }

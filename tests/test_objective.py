@@ -1,5 +1,6 @@
 """The training objective: what base, config and params say of it, and what each timestep weighs."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,35 @@ def test_the_last_timestep_is_pure_noise_if_params_say_so_and_only_then(
     assert float(models.noise_scheduler.alphas_cumprod[-1]) == 0
     assert models.noise_scheduler.config.prediction_type == V_PREDICTION
     assert float(min_snr_weights(models.noise_scheduler, 5.0)[-1]) == 0
+
+
+def test_a_base_that_knows_pure_noise_is_trained_further_with_it_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    """Be it a merge of such a training, or a config folder that says so."""
+    told = {"prediction_type": V_PREDICTION, "zero_terminal_snr": True}
+    parent = Parent("0" * 64, "0" * 8, {})
+    trained = made_from({"kind": "train", "run": "64", "params": told}, {"base": parent})
+    merge = {"kind": "merge", "expression": "a + b"}
+    parents = {"a": Parent("1" * 64, "1" * 8, trained), "b": parent}
+    path = tmp_path / "merged.safetensors"
+    tensors = read_single_file(base / "base.safetensors")
+    write_single_file(path, tensors, made_from(merge, parents), torch.float16)
+    config = tmp_path / "config"
+    shutil.copytree(base / "config", config)
+    schedule = config / "scheduler/scheduler_config.json"
+    text = schedule.read_text(encoding="utf-8").replace("{", '{"rescale_betas_zero_snr": true,', 1)
+    schedule.write_text(text, encoding="utf-8")
+    for start, named in (
+        (Base(path, base / "config"), path),
+        (Base(base / "base.safetensors", config), config),
+    ):
+        models = load_models(start.weights, start.config)
+        assert float(models.noise_scheduler.alphas_cumprod[-1]) == 0
+        predict(models, V_PREDICTION)
+        with pytest.raises(ValueError, match=f"zero_terminal_snr is false in params, but {named}"):
+            settle_objective(models, start, V_PARAMS)
+        settle_objective(models, start, replace(V_PARAMS, zero_terminal_snr=True))
 
 
 @pytest.mark.parametrize("generations", [1, 2])

@@ -5,8 +5,9 @@ import torch
 from dadaptation import DAdaptAdam as Reference  # type: ignore[import-untyped]
 
 from stages.training.dadaptation import DAdaptAdam
-from stages.training.optimizers import OPTIMIZERS, build_optimizer
+from stages.training.optimizers import OPTIMIZERS, SCHEDULE_FREE, build_optimizer
 from stages.training.schedule import check_warmup, rate_factor
+from tests.benchmarks.resume import ROWS
 
 
 def test_our_dadaptation_equals_the_package_step_by_step(
@@ -76,3 +77,9 @@ def test_a_warm_up_that_outlasts_its_schedule_is_refused(warmup_steps: int) -> N
             check_warmup(name, warmup_steps, 50)
         check_warmup(name, 49, 50)
     check_warmup("constant", warmup_steps, 50)
+
+
+def test_every_optimizer_has_a_row_that_kills_its_run_on_a_gpu() -> None:
+    assert {params.optimizer for params in ROWS.values()} == set(OPTIMIZERS)
+    with_average = {params.optimizer for params in ROWS.values() if params.ema_decay}
+    assert with_average == set(OPTIMIZERS) - {SCHEDULE_FREE}

@@ -60,3 +60,25 @@ def test_moments_come_back_in_their_weights_layout_however_deep_they_lie(tmp_pat
     moment = after.state[weight]["quant"]["state1"]
     assert torch.equal(moment, weight)
     assert moment.stride() == weight.stride()
+
+
+def test_what_is_kept_is_the_running_average_and_training_goes_on_with_the_weights(
+    base: Path,
+) -> None:
+    models = load_models(base / "base.safetensors", base / "config")
+    part = make_parts(models, replace(PARAMS, ema_decay=0.5), CPU)["unet"]
+    weight = part.weights[0]
+    mean = weight.detach().double()
+    for step in range(12):
+        with torch.no_grad():
+            weight.add_(1.0)
+        part.update_average(0.5, step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * weight.detach().double()
+    trained = weight.detach().clone()
+    with part.as_kept():
+        assert weight.detach().double().allclose(mean, rtol=1e-5)
+        assert not weight.equal(trained)
+        assert not part.network.training
+    assert weight.equal(trained)
+    assert part.network.training

@@ -13,10 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.diffusion.model import save_single_file
+from stages.diffusion.model import load_models, save_single_file
 from stages.diffusion.render import Easel
 from stages.diffusion.samplers import SAMPLERS, NoiseLevels, levels_of, planned, sampled
-from stages.diffusion.zero_terminal import is_zero_terminal
 from stages.harness.files import sha256_json
 from stages.lineage.ancestry import Parent, made_from
 from tests.tiny_sd import SCHEDULER, TinySD, tiny_sd
@@ -160,7 +159,6 @@ def merged(*metadata: dict[str, str]) -> dict[str, str]:
         (merged(trained(False), trained(True)), True),
         (merged({}, merged({}, trained(True))), True),
         (merged(trained(False), {}), False),
-        ({**trained(True), "cosmopolitan.zero_terminal_snr": "false"}, False),
     ],
 )
 def test_a_file_s_lineage_says_whether_its_training_ended_in_pure_noise(
@@ -168,7 +166,8 @@ def test_a_file_s_lineage_says_whether_its_training_ended_in_pure_noise(
 ) -> None:
     file = tmp_path / "model.safetensors"
     save_single_file(file, tiny_sd.unet, tiny_sd.vae, tiny_sd.text_encoder, metadata)
-    assert is_zero_terminal(file) is wanted
+    loaded = load_models(file, tiny_sd.config, dtype=torch.float32, device="cpu")
+    assert levels_of(loaded.noise_scheduler).is_zero_terminal is wanted
 
 
 def test_each_model_is_drawn_on_the_schedule_that_it_was_trained_on(

@@ -4,16 +4,15 @@ import csv
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
-from threading import Timer
+from threading import Event, Timer
 from typing import Any
 
 import pyarrow as pa
@@ -24,10 +23,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from stages.diffusion.header import read_header
-from stages.diffusion.model import Base, load_models
+from stages.diffusion.model import Base, Models, load_models
 from stages.harness.files import sha256_bytes, sha256_file
 from stages.harness.scratch import exclusive
-from stages.lineage.ancestry import read_lineage
+from stages.lineage.ancestry import Parent, read_lineage, read_parent
 from stages.train import main
 from stages.training.draw import Drawn
 from stages.training.learner import Learner, Step
@@ -47,6 +46,7 @@ from tests.tiny_training import (
     pictures,
     start,
     start_from,
+    v_prediction_config,
     wait_for,
 )
 
@@ -87,6 +87,24 @@ def test_order_of_examples_and_batch_size_of_validation_do_not_matter(
     assert hashes(once) == hashes(twice)
     larger = start(base, tmp_path / "c", replace(PARAMS, batch_size=16, max_epochs=1))
     assert larger.history.errors[0] == pytest.approx(once.history.errors[0], rel=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-3])
+def test_a_network_that_learns_nothing_is_not_held(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    held: list[Models] = []
+
+    def noted(self: Learner, models: Models, *rest: Any) -> None:
+        held.append(models)
+        initialise(self, models, *rest)
+
+    initialise = Learner.__init__
+    monkeypatch.setattr(Learner, "__init__", noted)
+    start(base, tmp_path, replace(PARAMS, max_epochs=1, text_encoder_learning_rate=rate))
+    (models,) = held
+    assert models.vae.device.type == "meta"  # has no storage
+    assert models.text_encoder.device.type == ("cpu" if rate else "meta")
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch(base: Path, tmp_path: Path) -> None:
@@ -186,15 +204,27 @@ def kill_a_child(work: Callable[[], object], moments: random.Random) -> None:
     assert os.WIFSIGNALED(status), "it ended before it could be killed"
 
 
-def test_a_polite_signal_saves_first(base: Path, tmp_path: Path) -> None:
-    def terminate(line: str) -> None:
-        if line.startswith("epoch 1:"):
-            os.kill(os.getpid(), signal.SIGTERM)
+@pytest.mark.parametrize(
+    ("number", "end"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)]
+)
+def test_a_polite_signal_saves_first(
+    base: Path, tmp_path: Path, number: signal.Signals, end: type[BaseException]
+) -> None:
+    lines: list[str] = []
 
+    def interrupt(line: str) -> None:
+        lines.append(line)
+        if line.startswith("epoch 1:"):
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
     unbroken = start(base, tmp_path / "unbroken")
-    with pytest.raises(SystemExit, match="143"):
-        start(base, tmp_path / "stopped", say=terminate)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(end) as raised:
+        start(base, tmp_path / "stopped", say=interrupt)
+    assert end is KeyboardInterrupt or raised.value.args == (143,)
+    assert lines[-1] == f"stopped by {number.name}; start it again and it goes on"
+    assert any((tmp_path / "stopped/checkpoints").iterdir())
+    assert signal.getsignal(number) is before
     assert hashes(start(base, tmp_path / "stopped")) == hashes(unbroken)
 
 
@@ -316,21 +346,33 @@ def test_what_saves_memory_leaves_the_loss_where_it_was(
     assert saving.means[3] < 0.99 * saving.means[0]
 
 
-def test_a_learning_rate_that_fell_to_zero_moves_nothing(base: Path, tmp_path: Path) -> None:
+def test_a_learning_rate_that_fell_to_zero_moves_nothing_and_that_is_told_at_the_start(
+    base: Path, tmp_path: Path
+) -> None:
+    lines: list[str] = []
     params = replace(PARAMS, schedule="cosine", schedule_epochs=1, weight_decay=0.0, ema_decay=0.0)
-    means = start(base, tmp_path, params).history.means
+    means = start(base, tmp_path / "a", params, say=lines.append).history.means
     assert means[1] < means[0]
     assert means[1] == means[2] == means[3]
+    (warned,) = (i for i, line in enumerate(lines) if "with a rate of 0" in line)
+    assert "after schedule_epochs 1: the 2 epochs from there to max_epochs 3" in lines[warned]
+    assert warned < next(i for i, line in enumerate(lines) if line.startswith("base:"))
+
+
+@pytest.mark.parametrize(("schedule", "epochs"), [("constant", 1), ("linear", 3), ("cosine", 9)])
+def test_a_schedule_as_long_as_its_run_is_not_warned_of(
+    base: Path, tmp_path: Path, schedule: str, epochs: int
+) -> None:
+    lines: list[str] = []
+    params = replace(PARAMS, schedule=schedule, schedule_epochs=epochs)
+    start(base, tmp_path, params, say=lines.append)
+    assert not any("with a rate of 0" in line for line in lines)
 
 
 def test_v_prediction_trains_a_base_whose_config_says_so_and_no_other(
     base: Path, tmp_path: Path
 ) -> None:
-    config = tmp_path / "config"
-    shutil.copytree(base / "config", config)
-    path = config / "scheduler" / "scheduler_config.json"
-    text = path.read_text(encoding="utf-8").replace('"epsilon"', '"v_prediction"')
-    path.write_text(text, encoding="utf-8")
+    config = v_prediction_config(base, tmp_path)
     params = replace(
         PARAMS, prediction_type="v_prediction", zero_terminal_snr=True, ema_decay=0.0, max_epochs=6
     )
@@ -498,6 +540,21 @@ def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
     assert found["change_percent"] < 0
     with Image.open(report / "loss.png") as graph:
         assert graph.width > 600
+
+
+def test_the_base_is_hashed_while_the_networks_code_is_imported(
+    base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = Event()
+
+    def hashed(path: Path, metadata: Mapping[str, str]) -> Parent:
+        assert imported.wait(20), "the imports waited for the hash"
+        return read_parent(path, metadata)
+
+    monkeypatch.setattr("stages.train.read_parent", hashed)
+    monkeypatch.setattr("stages.diffusion.model.import_networks", imported.set)
+    stage(base)
+    assert (project / "reports/64/metrics.json").is_file()
 
 
 def test_runs_of_another_section_are_trained_alike(base: Path, project: Path) -> None:

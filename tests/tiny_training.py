@@ -8,6 +8,7 @@ SCRATCH gives each process a folder of its own.
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -92,6 +93,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start_from(base: Path) -> Base:
     return Base(base / "base.safetensors", base / "config")
+
+
+def v_prediction_config(base: Path, folder: Path) -> Path:
+    """Copy the base's config folder, for a UNet that predicts v."""
+    config = folder / "config"
+    shutil.copytree(base / "config", config)
+    path = config / "scheduler/scheduler_config.json"
+    text = path.read_text(encoding="utf-8").replace('"epsilon"', '"v_prediction"')
+    path.write_text(text, encoding="utf-8")
+    return config
 
 
 def picture(seed: int, width: int = 16, height: int = 16) -> bytes:

@@ -1,6 +1,6 @@
 """Stable Diffusion 1.x models in memory, and as one safetensors file in the original layout.
 
-diffusers and transformers take seconds to import, so only `load_models` does it: whoever merely
+diffusers and transformers take seconds to import, so only functions do it: whoever merely
 reads, writes or compares tensors needs torch alone.
 """
 
@@ -29,7 +29,9 @@ from stages.diffusion.single_file import (
     unet_keys,
     vae_keys,
 )
+from stages.diffusion.zero_terminal_snr import rescaled, save_rescaled
 from stages.harness.files import replacing
+from stages.lineage.noise_schedule import MARKERS, zero_terminal_snr
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -62,6 +64,12 @@ class Models:
     text_encoder: "CLIPTextModel"
     tokenizer: "CLIPTokenizer"
     noise_scheduler: "DDPMScheduler"
+
+
+def import_networks() -> None:
+    """Import what `load_models` needs, for whoever has something else to wait for meanwhile."""
+    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel  # noqa: F401
+    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 
 def load_models(
@@ -98,6 +106,8 @@ def load_models(
         part.load_state_dict(from_original(tensors, keys), assign=True)
         part.eval()
     _fill_position_ids(models.text_encoder, device)
+    if zero_terminal_snr(header.metadata, header.tensors):
+        models.noise_scheduler = rescaled(models.noise_scheduler)
     return models
 
 
@@ -107,12 +117,16 @@ def save_diffusers(weights: Path, config: Path, out: Path) -> None:
     Args:
         weights: a safetensors file in the original SD 1.x layout.
         config: the diffusers folder that describes it.
-        out: comes to hold the networks, and a copy of the rest of `config`.
+        out: comes to hold the networks, and a copy of the rest of `config`, its noise schedule
+            that which the weights were trained on.
     """
     models = load_models(weights, config, dtype=torch.float16)
     for name in ("scheduler", "tokenizer"):
         shutil.copytree(config / name, out / name, dirs_exist_ok=True)
     shutil.copyfile(config / MODEL_INDEX, out / MODEL_INDEX)
+    header = read_header(weights)
+    if zero_terminal_snr(header.metadata, header.tensors):
+        save_rescaled(out)
     for name in ("unet", "vae", "text_encoder"):
         getattr(models, name).save_pretrained(out / name)
 
@@ -159,14 +173,16 @@ def save_trained(
     for name in trained:
         network, keys = parts[name]
         tensors |= to_original(network.state_dict(), keys)
-    write_single_file(path, tensors | _position_ids(tensors), metadata, torch.float16)
+    markers = {key: torch.empty(0) for key in MARKERS if zero_terminal_snr(metadata)}
+    tensors |= _position_ids(tensors) | markers
+    write_single_file(path, tensors, metadata, torch.float16)
 
 
 def read_single_file(path: Path) -> StateDict:
     """Read the weights of the three networks, by normal key, in the file's dtypes.
 
-    EMA copies, scheduler buffers and `position_ids` are left out. The tensors are views of the
-    mapped file: copy those that are to outlive it or to be changed.
+    EMA copies, scheduler buffers, markers and `position_ids` are left out. The tensors are views
+    of the mapped file: copy those that are to outlive it or to be changed.
 
     Raises:
         ValueError: if it is no whole safetensors file.

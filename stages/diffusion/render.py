@@ -9,7 +9,6 @@ import torch
 from stages.diffusion.device_kind import device_kind
 from stages.diffusion.model import Models, load_models
 from stages.diffusion.torch_settings import keep_code_of_all_sizes
-from stages.diffusion.zero_terminal import schedule_of
 
 COMPILER = "inductor"
 COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
@@ -24,7 +23,6 @@ def open_models(weights: Path, config: Path, dtype: str) -> Models:
         dtype: of the weights while drawing, as torch names it: float32, float16 or bfloat16.
     """
     models = load_models(weights, config, dtype=getattr(torch, dtype), device=device_kind())
-    models.noise_scheduler = schedule_of(weights, models.noise_scheduler)
     for part in (models.unet, models.vae, models.text_encoder):
         part.requires_grad_(False)
     for part in (models.unet, models.vae):  # the fast convolutions of CPU and GPU want it so
@@ -81,7 +79,7 @@ class Easel:
             values = getattr(new, name).state_dict()
             for key, tensor in getattr(self._models, name).state_dict().items():
                 tensor.copy_(values[key])
-        self._models.noise_scheduler = schedule_of(weights, new.noise_scheduler)
+        self._models.noise_scheduler = new.noise_scheduler
         return self._models
 
     def _prepare(self, models: Models) -> None:

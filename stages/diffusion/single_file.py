@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stages.lineage.noise_schedule import MARKERS
+
 if TYPE_CHECKING:  # torch takes a second to import; names need none
     from torch import Tensor
 
@@ -79,6 +81,7 @@ NOT_WEIGHTS = re.compile(
     + r"|cond_stage_model\.(transformer\.)?(logit_scale|text_projection(\.weight)?)"
     + r"|betas|lvlb_weights|posterior_\w+|(log_|sqrt_)?(one_minus_)?alphas_cumprod(_prev)?"
     + r"|sqrt_recip(m1)?_alphas_cumprod"
+    + f"|{'|'.join(MARKERS)}"
 )
 OTHER_FILES = {
     "conditioner.embedders.": "This is an SDXL file.",

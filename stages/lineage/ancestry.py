@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.files import sha256_file
+from stages.lineage.noise_schedule import noise_schedule
 
 RECIPE = "cosmopolitan.recipe"
 ANCESTRY = "cosmopolitan.ancestry"
@@ -136,7 +137,8 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     for lineage in lineages.values():
         ancestors = {**lineage.ancestors, **ancestors}
     nodes = {sha256: _node(ancestor) for sha256, ancestor in ancestors.items()}
-    return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes)}
+    schedule = noise_schedule(recipe, (parent.metadata for parent in parents.values()))
+    return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes), **schedule}
 
 
 def read_lineage(metadata: Mapping[str, str]) -> Lineage:

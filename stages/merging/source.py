@@ -18,6 +18,7 @@ from stages.diffusion.single_file import (
 )
 from stages.harness.counted import counted
 from stages.lineage.in_file import check_can_be_told
+from stages.lineage.noise_schedule import ZERO_TERMINAL_SNR, zero_terminal_snr
 
 FLOATS = ("F32", "F16", "BF16")
 READABLE = (*FLOATS, "I64")
@@ -72,7 +73,10 @@ def open_source(path: Path) -> Source:
             )
     if not tensors:
         raise ValueError(f"{path}: holds no weights")
-    return Source(path, header.metadata, tensors)
+    metadata = dict(header.metadata)
+    if zero_terminal_snr(metadata, header.tensors):  # another program may have said it
+        metadata[ZERO_TERMINAL_SNR] = "true"
+    return Source(path, metadata, tensors)
 
 
 def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:

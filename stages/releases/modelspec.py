@@ -15,6 +15,7 @@ from stages.diffusion.writing import writing
 from stages.harness.params import Params
 from stages.lineage.ancestry import ANCESTRY, RECIPE, Lineage
 from stages.lineage.digests import CHUNK_BYTES, TENSORS_HASH
+from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.expression import parse_expression
 from stages.merging.terms import Call, Weights, model_weights
 from stages.training.loss import V_PREDICTION
@@ -96,7 +97,7 @@ def release_metadata(
     }
     metadata = {f"modelspec.{key}": value for key, value in spec.items() if value}
     metadata[TENSORS_HASH] = f"0x{tensors_hash}"
-    metadata |= {key: ours[key] for key in (RECIPE, ANCESTRY) if key in ours}
+    metadata |= {key: ours[key] for key in (RECIPE, ANCESTRY, ZERO_TERMINAL_SNR) if key in ours}
     if merged := sd_merge_recipe(lineage.recipe, params.name):
         models = {
             sha256: {
@@ -157,6 +158,8 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
 def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None:
     """Copy a file's tensors, byte by byte, under other metadata.
 
+    Where these say that its schedule ends in pure noise, it gets the markers of it.
+
     Raises:
         ValueError: if the tensors do not follow each other without gaps.
         OSError: if the file cannot be written; an older one stays.
@@ -167,6 +170,8 @@ def write_release(weights: Path, out: Path, metadata: Mapping[str, str]) -> None
         if before.stop != entry.start:
             raise ValueError(f"{weights}: damaged: {key!r} does not follow the tensor before it")
     shapes = {key: (entry.dtype, entry.shape) for key, entry in entries}
+    if zero_terminal_snr(metadata):
+        shapes |= dict.fromkeys(MARKERS, ("F16", (0,)))  # behind the rest, and of no bytes
     header = header_bytes(shapes, metadata)
     start, stop = entries[0][1].start, entries[-1][1].stop
     length = len(header)

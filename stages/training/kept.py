@@ -1,11 +1,14 @@
 """What a run keeps of its epochs in its scratch folder: weights, and pictures to look at."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import torch
+
 from stages.diffusion.model import Base, Models, save_trained
+from stages.harness.counted import counted
 from stages.harness.files import sha256_json
 from stages.training.history import History
 from stages.training.params import TrainParams
@@ -16,10 +19,11 @@ from stages.training.preview import draw_preview
 class Kept:
     """The files by epoch: which are wanted, where they lie, and how they come to be."""
 
-    def __init__(self, scratch: Path, params: TrainParams) -> None:
+    def __init__(self, scratch: Path, params: TrainParams, say: Callable[[str], None]) -> None:
         self.weights = scratch / "weights"
         self.samples = scratch / "samples"
-        self.params = params
+        self.params, self.say = params, say
+        self.previews_left_out = 0  # by this process
         self._wanted_before: set[Path] | None = None  # by the checkpoint before; None: not known
 
     def weights_paths(self, history: History) -> dict[int, Path]:
@@ -57,7 +61,10 @@ class Kept:
                 save_trained(path, base.weights, models, parts, text)
             if is_drawn and not sample_path.is_file():
                 side_px, precision = self.params.resolution, self.params.precision
-                draw_preview(sample_path, base, models, samples, side_px, precision)
+                try:
+                    draw_preview(sample_path, base, models, samples, side_px, precision)
+                except torch.OutOfMemoryError:
+                    self._leave_out_preview(epoch)
 
     def drop_once_best(self, history: History) -> None:
         """Delete weights that were the best for a while, and that no checkpoint wants any more.
@@ -70,6 +77,17 @@ class Kept:
             for path in found - wanted - self._wanted_before:
                 path.unlink()
         self._wanted_before = wanted
+
+    def _leave_out_preview(self, epoch: int) -> None:
+        """Say that pictures are missing; a run that fits is not to end for them."""
+        self.previews_left_out += 1
+        so_far = counted(self.previews_left_out, "epoch")
+        self.say(
+            f"epoch {epoch}: no memory for a sample picture of {self.params.resolution} px beside "
+            f"what trains; left out, for {so_far} so far. To draw none, set samples.every_epochs "
+            "to 0, with which this run goes on; as another run, optimizer adamw8bit or ema_decay 0 "
+            "leave more room"
+        )
 
     def _weights_path(self, epoch: int) -> Path:
         return self.weights / f"epoch_{epoch:03}.safetensors"

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stages.diffusion.model import Base, load_models
+from stages.harness.counted import counted
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive
 from stages.training.cadence import Cadence
@@ -37,7 +38,7 @@ from stages.training.part import make_parts
 from stages.training.position import Position
 from stages.training.ranks import Ranks, alone
 from stages.training.room import what_would_fit
-from stages.training.schedule import check_warmup
+from stages.training.schedule import check_warmup, idle_epochs
 from stages.training.validation import validation_errors
 
 Say = Callable[[str], None]
@@ -127,7 +128,7 @@ class _Run:
         self.position = Position()
         self.signal_received: Callable[[], int] = lambda: 0
         self.checkpoints = scratch / "checkpoints"
-        self.kept = Kept(scratch, params)
+        self.kept = Kept(scratch, params, say)
         self.cadence = Cadence(save_every_s)
 
     def prepare(
@@ -135,7 +136,7 @@ class _Run:
     ) -> None:
         """Encode the examples, or find what an earlier start encoded; then set up the networks."""
         params = self.params
-        models = load_models(self.base.weights, self.base.config)
+        models = load_models(self.base.weights, self.base.config, device=self.ranks.device)
         settle_objective(models, self.base, params)
         self.dataset, self.validation = (
             encode_once(models, side, examples, params, encoded, inputs, self.ranks, self.say)
@@ -160,6 +161,13 @@ class _Run:
             f"{self.steps_per_epoch:,} steps an epoch, at most {self.params.max_epochs} epochs"
         )
         self._warn_of_small_buckets()
+        if idle := idle_epochs(params.schedule, params.schedule_epochs, params.max_epochs):
+            self.say(
+                f"the {params.schedule} schedule ends with a rate of 0 after schedule_epochs "
+                f"{params.schedule_epochs}: the {counted(idle, 'epoch')} from there to max_epochs "
+                f"{params.max_epochs} would move no weight. Lower max_epochs, or start another run "
+                "with schedule_epochs raised"
+            )
 
     def to_the_end(self) -> Trained:
         """Train what is left of the run."""

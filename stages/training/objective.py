@@ -2,7 +2,9 @@
 
 from stages.diffusion.header import read_header
 from stages.diffusion.model import Base, Models
+from stages.diffusion.zero_terminal_snr import rescaled
 from stages.lineage.ancestry import read_lineage
+from stages.lineage.noise_schedule import zero_terminal_snr
 from stages.training.loss import V_PREDICTION
 from stages.training.params import TrainParams
 
@@ -32,6 +34,10 @@ def settle_objective(models: Models, base: Base, params: TrainParams) -> None:
                 f"{prediction_type!r}; say the same, or start from another base"
             )
     if params.zero_terminal_snr:
-        models.noise_scheduler = type(models.noise_scheduler).from_config(
-            config, rescale_betas_zero_snr=True
+        models.noise_scheduler = rescaled(models.noise_scheduler)
+    elif config.rescale_betas_zero_snr:
+        place = base.weights if zero_terminal_snr(metadata) else base.config
+        raise ValueError(
+            f"zero_terminal_snr is false in params, but {place} says that its last timestep is "
+            "pure noise; set it to true, or start from another base"
         )

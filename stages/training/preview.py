@@ -17,27 +17,52 @@ def draw_preview(
 ) -> None:
     """Draw every prompt once and write the pictures side by side as a PNG.
 
+    All at once if memory suffices for it, else in batches half as large, and so on.
+
     Args:
         path: of the PNG.
         base: gives what `trained` no longer holds, the autoencoder above all.
-        trained: the UNet in it is drawn with, and the text encoder if it still has its weights.
+        trained: the UNet in it is drawn with, on its noise schedule, and the text encoder if it
+            still has its weights.
         samples: what to draw.
         side_px: of each picture.
         precision: of the arithmetic, a key of PRECISIONS.
+
+    Raises:
+        torch.OutOfMemoryError: if not even one picture fits beside what trains.
     """
     unet = trained.unet
     models = load_models(base.weights, base.config)
-    models.unet = unet
+    models.unet, models.noise_scheduler = unet, trained.noise_scheduler
     if trained.text_encoder.device.type != "meta":
         models.text_encoder = trained.text_encoder
     for network in (models.vae, models.text_encoder):
         nn.Module.to(network, unet.device).eval()
-    seeds = [samples.seed + i for i in range(len(samples.prompts))]
     dtype = PRECISIONS[precision]
     with torch.autocast(unet.device.type, dtype, enabled=dtype != torch.float32):
-        pictures = draw(models, samples.prompts, seeds, side_px, side_px, samples.sampling)
+        pictures = _draw_as_memory_allows(models, samples, side_px)
     row = Image.new("RGB", (side_px * len(pictures), side_px))
     for i, picture in enumerate(pictures):
         row.paste(picture, (i * side_px, 0))
     with replacing(path) as scratch:
         row.save(scratch, "PNG")
+
+
+def _draw_as_memory_allows(
+    models: Models, samples: SamplesParams, side_px: int
+) -> list[Image.Image]:
+    prompts = samples.prompts
+    seeds = [samples.seed + i for i in range(len(prompts))]
+    pictures: list[Image.Image] = []
+    size = len(prompts)
+    while len(pictures) < len(prompts):
+        batch = slice(len(pictures), len(pictures) + size)
+        try:
+            pictures += draw(
+                models, prompts[batch], seeds[batch], side_px, side_px, samples.sampling
+            )
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+            size //= 2
+    return pictures

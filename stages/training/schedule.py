@@ -30,6 +30,17 @@ def check_warmup(name: str, warmup_steps: int, steps: int) -> None:
         )
 
 
+def idle_epochs(name: str, schedule_epochs: int, max_epochs: int) -> int:
+    """Count the epochs that lie behind the end of a schedule, where its rate is 0.
+
+    Args:
+        name: a key of SCHEDULES; a constant one has no such epochs.
+        schedule_epochs: its length.
+        max_epochs: that may be trained.
+    """
+    return 0 if SCHEDULES[name](1.0) else max(0, max_epochs - schedule_epochs)
+
+
 def rate_factor(name: str, step: int, warmup_steps: int, steps: int) -> float:
     """Give the share of the learning rate for a step.
 
