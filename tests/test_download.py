@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -69,7 +70,7 @@ from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
 from stages.images.verify import verify
 from tests.bucket_server import s3_server
-from tests.image_server import FOLDER, ImageServer, png, serving
+from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
 ROOT = Path(__file__).parent.parent
 PARAMS = DownloadParams(
@@ -1022,6 +1023,24 @@ def test_a_picture_is_whole_or_broken_at_every_length(suffix: str, tmp_path: Pat
     for length in range(0, whole, 1 + whole // 97):
         path.write_bytes(content[:length])
         assert verify(path, 10**6, 10**6) in (Failed("not_an_image"), Failed("broken_image"))
+
+
+def test_a_png_of_sound_checksums_that_holds_no_picture_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    pixels = zlib.compress(bytes(600 * (1 + 3 * 600)))
+    for sound in ([pixels], [b"", pixels[:1], pixels[1:]]):
+        path.write_bytes(png_of(600, 600, *sound))
+        assert isinstance(verify(path, 10**6, 10**6), Picture)
+    for broken in (
+        png_of(600, 600, pixels, depth=77),
+        png_of(600, 600, pixels, colour=1),
+        png_of(600, 600, b"no compressed pixels" * 99),
+        png_of(600, 600, zlib.compress(bytes(100))),
+        png_of(600, 600, b""),
+        png_of(0, 600, pixels),
+    ):
+        path.write_bytes(broken)
+        assert verify(path, 10**6, 10**6) == Failed("broken_image")
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:
