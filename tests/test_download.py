@@ -44,19 +44,12 @@ from stages.images import address, arrivals
 from stages.images.address import is_public
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
+from stages.images.ends import ENDS, outcome_code
 from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
 from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import read_orientation, without_metadata
-from stages.images.outcome import (
-    ENDS,
-    REASONS,
-    Failed,
-    Fetched,
-    Outcome,
-    Picture,
-    outcome_code,
-)
+from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
 from stages.images.plan import (
     name_pictures,

@@ -5,8 +5,9 @@ from threading import Condition
 
 import numpy as np
 
+from stages.images.ends import ENDS, outcome_code
 from stages.images.metadata import Piece
-from stages.images.outcome import ENDS, Failed, Fetched, Outcome, outcome_code
+from stages.images.outcome import Failed, Fetched, Outcome
 
 HELD_BYTES = 24 << 20  # pictures in memory that wait for the reader; others are read again
 
@@ -27,7 +28,7 @@ class Arrivals:
         Args:
             takers: of each picture, how often it will be taken.
         """
-        self.codes = np.zeros(len(takers), np.int8)  # of outcome.ENDS, from 1 on; 0: not there yet
+        self.codes = np.zeros(len(takers), np.int8)  # of ends.ENDS, from 1 on; 0: not there yet
         self._takers = takers.astype(np.int32)
         self._fetched: dict[int, Fetched] = {}  # without pictures' bytes
         self._parts: dict[int, list[Piece]] = {}

@@ -7,7 +7,6 @@ from typing import Literal
 from stages.images.metadata import Piece
 
 Source = Literal["mirror", "link"]
-SOURCES: tuple[Source, ...] = ("mirror", "link")
 
 # Each row ends in one of these or is fetched; in the order of the steps that tell.
 REASONS = (
@@ -30,7 +29,6 @@ REASONS = (
     "too_many_pixels",
     "too_small",
 )
-ENDS = (*SOURCES, *REASONS)  # where a picture came from, or why there is none
 # Asking again may well help: not remembered when a killed download goes on.
 PASSING = frozenset({"unreachable", "timeout", "rate_limited", "server_error"})
 
@@ -74,9 +72,3 @@ class Failed:
 
 
 Outcome = Fetched | Failed
-
-
-def outcome_code(outcome: Outcome) -> int:
-    """Tell an outcome by one number: its place in ENDS, counted from 1."""
-    end = outcome.source if isinstance(outcome, Fetched) else outcome.reason
-    return ENDS.index(end) + 1

@@ -1,6 +1,6 @@
 """What became of the rows of a table of pairs: from columns of outcomes to columns and counts.
 
-An outcome is here the number that `outcome.outcome_code` gives: a byte for each of many rows.
+An outcome is here the number that `ends.outcome_code` gives: a byte for each of many rows.
 """
 
 from collections import Counter
@@ -8,7 +8,8 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from stages.images.outcome import ENDS, REASONS, SOURCES, Failed, outcome_code
+from stages.images.ends import ENDS, SOURCES, outcome_code
+from stages.images.outcome import REASONS, Failed
 
 REPEATED = pa.scalar(outcome_code(Failed("repeated_id")), pa.int8())
 
