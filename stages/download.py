@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from stages.harness.counted import counted
 from stages.harness.files import sha256_json, write_json
@@ -32,57 +31,27 @@ from stages.images.fetch import fetch_all
 from stages.images.kept import Kept, Packed
 from stages.images.mirror import check_mirrors
 from stages.images.outcome import Fetched
-from stages.images.plan import one_link_per_picture, read_links
+from stages.images.pairs import Pairs, count_pairs, read_pairs
 from stages.images.shards import Sample, write_shards
-from stages.images.tally import check_yield, count_outcomes, outcome_columns, row_outcomes
+from stages.images.tally import check_yield, count_outcomes, row_outcomes
 
-COLUMNS = ("id", "url", "caption", "version", "aspect", "user")
 SHARED_FACTS = ("user", "version", "aspect")  # no url: it holds its user's name
-ROWS_AT_ONCE = 4096
+OBJECTS_AT_ONCE = 1024  # rows as objects of Python, each far larger than its bytes
 
 
-def read_pairs(path: Path) -> pa.Table:
-    """Read the pairs, sorted by id; of equal ids the first stays first.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no such table, or has no rows.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such table of pairs. `python -m stages.filter` makes it"
-        )
-    try:
-        header = pq.read_schema(path).names
-        if missing := sorted(set(COLUMNS) - set(header)):
-            raise ValueError(
-                f"{path}: no column {missing[0]!r}, only {', '.join(header)}. "
-                "Is this the table that `python -m stages.filter` writes?"
-            )
-        with pq.ParquetFile(path) as file:
-            pairs = file.read(list(COLUMNS))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not readable as parquet: {error}") from None
-    if not len(pairs):
-        raise ValueError(f"{path}: the table of pairs has no rows")
-    return pairs.sort_by("id")
-
-
-def samples(pairs: pa.Table, arrivals: Arrivals, kept: Kept) -> Iterator[Sample]:
+def samples(pairs: Pairs, arrivals: Arrivals, kept: Kept) -> Iterator[Sample]:
     """Join rows and pictures, in the order of the rows, as soon as the pictures come.
 
     Args:
-        pairs: sorted by id, with the link that is asked for each as the column `asked`.
-        arrivals: the outcomes of these links.
+        pairs: in the order of their ids.
+        arrivals: the outcomes of the pictures that they ask for.
         kept: what earlier rows packed.
     """
-    before = None
-    for batch in pairs.to_batches(max_chunksize=ROWS_AT_ONCE):
-        for pair in batch.to_pylist():
-            is_repeated, before = pair["id"] == before, pair["id"]
-            if is_repeated:
+    for shelf in pairs.rows.batches():
+        for pair in _objects(shelf):
+            if pairs.is_repeated[pair["place"]]:
                 continue
-            outcome = arrivals.take(pair["asked"])
+            outcome = arrivals.take(pairs.asked[pair["place"]])
             if isinstance(outcome, Fetched):
                 # of two rows with one picture, the first took it into its shard
                 if outcome.parts is None and (packed := kept.packed(outcome.kept_as)):
@@ -92,7 +61,12 @@ def samples(pairs: pa.Table, arrivals: Arrivals, kept: Kept) -> Iterator[Sample]
                 yield Sample(pair["id"], pair["caption"], outcome, facts)
 
 
-def pack(pairs: pa.Table, arrivals: Arrivals, kept: Kept, shard_size: int) -> Path:
+def _objects(rows: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    for first in range(0, len(rows), OBJECTS_AT_ONCE):
+        yield from rows.slice(first, OBJECTS_AT_ONCE).to_pylist()
+
+
+def pack(pairs: Pairs, arrivals: Arrivals, kept: Kept, shard_size: int) -> Path:
     """Write shards while pictures come; each is kept in its shard from then on.
 
     Returns:
@@ -138,7 +112,7 @@ def run(
     """Download the pictures of one table of pairs.
 
     Args:
-        pairs: parquet, with COLUMNS.
+        pairs: parquet, with pairs.COLUMNS.
         out: a folder of shards of an earlier run is replaced.
         report: JSON.
         params: the section `download`.
@@ -148,31 +122,29 @@ def run(
         ValueError: if the table is not one of pairs, or too few pictures are fetched.
         OSError: if a mirror is missing, another process is at the same work, or the disk is full.
     """
-    table = read_pairs(pairs)
+    rows = count_pairs(pairs)
     check_mirrors(params.mirrors)
     work = work or work_dir("download")
     network = [f"their links, {params.connections} at once"] if params.use_links else []
     sources = ", then ".join([*params.mirrors, *network])
-    print(f"{pairs}: {len(table):,} pictures wanted, from {sources}", flush=True)
+    print(f"{pairs}: {rows:,} pictures wanted, from {sources}", flush=True)
     with exclusive(work), replacing_folder(out, "*.tar") as shards:
         kept = Kept(work, pass_name(params))
-        links = read_links(table["url"].combine_chunks())
-        asked = one_link_per_picture(links)
-        wanted = links.take(pc.index_in(asked.unique(), links["link"]))
-        progress = Progress("download", len(wanted))
-        arrivals = Arrivals()
+        table = read_pairs(pairs, work / "rows")
+        progress = Progress("download", table.pictures)
+        arrivals = Arrivals(table.takers())
         with ThreadPoolExecutor(1) as thread:
-            rows = table.append_column("asked", asked)
-            packing = thread.submit(pack, rows, arrivals, kept, params.shard_size)
+            packing = thread.submit(pack, table, arrivals, kept, params.shard_size)
             try:
-                fetch_all(wanted, kept, params, progress.advance, arrivals)
+                fetch_all(table.links, kept, params, progress.advance, arrivals)
             except BaseException as error:
                 arrivals.stop(error)
                 raise
             packs = packing.result()
         progress.close()
-        ids = table["id"].combine_chunks()
-        outcomes = row_outcomes(ids, asked, *outcome_columns(arrivals.outcomes))
+        shutil.rmtree(work / "rows")
+        columns = (table.is_repeated, table.asked, arrivals.codes)
+        outcomes = row_outcomes(*map(pa.array, columns))
         kept.end_pass()  # also if the yield is too low, and a person tries again
         check_yield(outcomes, params.min_yield)
         count = publish(packs, shards)
@@ -192,6 +164,8 @@ def pass_name(params: DownloadParams) -> str:
 
 def main() -> None:
     """Run from the command line."""
+    # Arrow's own allocator keeps for each thread what that thread gave back: 50 MB in all
+    pa.set_memory_pool(pa.system_memory_pool())
     pairs, out, report, params = stage_paths(__doc__, "pairs", "out", "report")
     with clear_errors():
         run(pairs, out, report, load_params("download", DownloadParams, params))

@@ -27,16 +27,16 @@ def png(name: str, side_px: int = 32) -> bytes:
     return file.getvalue()
 
 
-def png_that_claims(width: int, height: int) -> bytes:
-    """Make a small PNG, sound in its form, that says it is large."""
+def png_of(width: int, height: int, *pixels: bytes, depth: int = 8, colour: int = 2) -> bytes:
+    """Make a PNG whose checksums are right, of parts of compressed pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
-    return start + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = b"".join(chunk(b"IDAT", part) for part in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + parts + chunk(b"IEND", b"")
 
 
 class ImageServer:
@@ -91,7 +91,7 @@ class ImageServer:
             "short": content[:-700],
             "noend": content[:-12],
             "flipped": content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :],
-            "claims": png_that_claims(60_000, 60_000),
+            "claims": png_of(60_000, 60_000, zlib.compress(bytes(100))),
             "small": png(name, 8),
         }
         return web.Response(body=bodies.get(kind, content), content_type="image/png")

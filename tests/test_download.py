@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from typing import Any
 from urllib.parse import quote
 
 import botocore.session
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -40,20 +42,28 @@ from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
 from stages.images import address, arrivals
 from stages.images.address import is_public
+from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
+from stages.images.ends import ENDS, outcome_code
 from stages.images.fetch import fetch_all
 from stages.images.kept import Kept
 from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import read_orientation, without_metadata
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
-from stages.images.plan import one_link_per_picture, plan, read_links, shared_paths
+from stages.images.plan import (
+    name_pictures,
+    one_link_per_picture,
+    plan,
+    read_links,
+    shared_paths,
+)
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
-from stages.images.tally import outcome_columns, row_outcomes
+from stages.images.tally import row_outcomes
 from stages.images.verify import verify
 from tests.bucket_server import s3_server
-from tests.image_server import FOLDER, ImageServer, png, serving
+from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
 ROOT = Path(__file__).parent.parent
 PARAMS = DownloadParams(
@@ -118,7 +128,17 @@ def downloaded(
 
 def fetched(links: list[str], kept: Kept, params: DownloadParams = PARAMS) -> dict[str, Outcome]:
     """Fetch pictures without their rows."""
-    return fetch_all(read_links(pa.array(links)), kept, params, lambda: None)
+    wanted = Arrivals(np.ones(len(links), int))
+    fetch_all([read_links(pa.array(links))], kept, params, lambda: None, wanted)
+    return {link: wanted.take(number) for number, link in enumerate(links)}
+
+
+def chosen_links(links: list[str]) -> list[str]:
+    """Give for each link the one that is asked in its place."""
+    read = read_links(pa.array(links, pa.string()))
+    columns = name_pictures(read), read["ends_at"]
+    asked, chosen = one_link_per_picture(*map(pa.chunked_array, ([column] for column in columns)))
+    return [links[chosen[number]] for number in asked]
 
 
 def shard_bytes(folder: Path) -> dict[str, str]:
@@ -347,9 +367,9 @@ def test_a_path_is_shared_however_it_is_quoted_and_not_for_a_signature() -> None
         f"{signed.replace('cdn.discordapp.com', 'media.discordapp.net')}2&width=9",
         "no link",
     ]
-    assert shared_paths(read_links(pa.array(links))) == {"x/a b.png", "x%20y.png"}
+    assert shared_paths([read_links(pa.array(links))]) == {"x/a b.png", "x%20y.png"}
     for none in (["no link"], []):
-        assert not shared_paths(read_links(pa.array(none, pa.string())))
+        assert not shared_paths([read_links(pa.array(none, pa.string()))])
 
 
 def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
@@ -587,9 +607,7 @@ def test_a_killed_pass_remembers_final_failures_and_a_new_pass_asks_anew(
     names = ("status-404", "status-503", "robots-noai")
     links = [image_server.link(name) for name in names]
     for _ in range(2):  # a pass that never came to its end
-        outcomes = fetch_all(
-            read_links(pa.array(links)), Kept(tmp_path, "pass"), PARAMS, lambda: None
-        )
+        outcomes = fetched(links, Kept(tmp_path, "pass"))
         assert outcomes[links[0]] == Failed("gone")
     assert [image_server.asked[name] for name in names] == [1, 4, 1]
     Kept(tmp_path, "pass").end_pass()
@@ -770,8 +788,8 @@ def test_an_object_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its
         part = Part(path)
         assert part.begin(200, {"ETag": tag if is_same else '"of another file"'}) == 0
         part.body.write_bytes(beginning)
-        links = read_links(pa.array([f"https://cdn.discordapp.com{FOLDER}/fox.png"]))
-        (found,) = fetch_all(links, Kept(tmp_path / "work", ""), params, lambda: None).values()
+        link = f"https://cdn.discordapp.com{FOLDER}/fox.png"
+        (found,) = fetched([link], Kept(tmp_path / "work", ""), params).values()
     if outcome != "fetched":
         assert found == Failed(outcome)
         return
@@ -882,7 +900,7 @@ def test_the_plan_says_where_to_look_and_why_a_link_is_not_asked() -> None:
 def test_an_end_that_no_clock_shows_is_no_crash(end: str, reason: str | None) -> None:
     link = f"https://cdn.discordapp.com/attachments/1/2/b.png?ex={end}&is=1&hm=2"
     links = read_links(pa.array([link]))
-    assert one_link_per_picture(links).to_pylist() == [link]
+    assert chosen_links([link]) == [link]
     assert plan(links, [], True, time.time())["reason"].to_pylist() == [reason]
 
 
@@ -903,8 +921,7 @@ def test_a_plan_is_the_same_in_batches_of_any_size(urls: list[str], now: int, si
     whole = plan(links, ["cdn"], True, now)
     parts = [plan(links.slice(at, size), ["cdn"], True, now) for at in range(0, len(urls), size)]
     assert pa.Table.from_batches(parts, whole.schema) == pa.Table.from_batches([whole])
-    assert len(one_link_per_picture(links)) == len(urls)
-    for url, chosen in zip(urls, one_link_per_picture(links).to_pylist(), strict=True):
+    for url, chosen in zip(urls, chosen_links(urls), strict=True):
         if not is_link(url):
             assert chosen == url
             continue
@@ -915,27 +932,22 @@ def test_a_plan_is_the_same_in_batches_of_any_size(urls: list[str], now: int, si
         assert all((expires_at(other) or 0) <= (expires_at(chosen) or 0) for other in same)
 
 
-@given(st.lists(st.tuples(st.integers(0, 4), st.sampled_from(["a", "b", "c"]))))
-def test_every_row_has_the_outcome_of_its_link_or_repeats_one(rows: list[tuple[int, str]]) -> None:
-    rows.sort(key=lambda row: row[0])
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 2))))
+def test_every_row_has_the_outcome_of_its_picture_or_repeats_one(
+    rows: list[tuple[bool, int]],
+) -> None:
     picture = Picture(".png", 32, 32, "")
-    by_link: dict[str, Outcome] = {
-        "a": Fetched(Path("a"), picture, "mirror"),
-        "b": Fetched(Path("b"), picture, "link"),
-        "c": Failed("gone"),
-    }
-    ids, asked = (
-        pa.array([row[i] for row in rows], kind) for i, kind in ((0, pa.int64()), (1, pa.string()))
-    )
-    found = row_outcomes(ids, asked, *outcome_columns(by_link)).to_pylist()
-    seen = set[int]()
-    for (number, link), row in zip(rows, found, strict=True):
-        outcome = Failed("repeated_id") if number in seen else by_link[link]
-        seen.add(number)
-        assert row == {
-            "source": outcome.source if isinstance(outcome, Fetched) else None,
-            "reason": outcome.reason if isinstance(outcome, Failed) else None,
-        }
+    pictures: list[Outcome] = [
+        Fetched(Path("a"), picture, "mirror"),
+        Fetched(Path("b"), picture, "link"),
+        Failed("gone"),
+    ]
+    codes = pa.array([outcome_code(outcome) for outcome in pictures], pa.int8())
+    repeated = pa.array([row[0] for row in rows], pa.bool_())
+    asked = pa.array([row[1] for row in rows], pa.int32())
+    found = [ENDS[code - 1] for code in row_outcomes(repeated, asked, codes).to_pylist()]
+    ends = ["mirror", "link", "gone"]
+    assert found == ["repeated_id" if again else ends[number] for again, number in rows]
 
 
 def test_the_end_of_a_link_is_read_from_its_signature() -> None:
@@ -950,8 +962,7 @@ def test_of_two_links_to_a_picture_the_one_that_lasts_is_asked() -> None:
     early, late = (f"{base}?ex={ex}&is=1&hm=2" for ex in ("65a00000", "75a00000"))
     other = base.replace("a.png", "b.png")
     links = [base, late, early, "x", early, other, "x"]
-    chosen = one_link_per_picture(read_links(pa.array(links)))
-    assert chosen.to_pylist() == [late, late, late, "x", late, other, "x"]
+    assert chosen_links(links) == [late, late, late, "x", late, other, "x"]
 
 
 @pytest.mark.parametrize(
@@ -1005,6 +1016,24 @@ def test_a_picture_is_whole_or_broken_at_every_length(suffix: str, tmp_path: Pat
     for length in range(0, whole, 1 + whole // 97):
         path.write_bytes(content[:length])
         assert verify(path, 10**6, 10**6) in (Failed("not_an_image"), Failed("broken_image"))
+
+
+def test_a_png_of_sound_checksums_that_holds_no_picture_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "picture"
+    pixels = zlib.compress(bytes(600 * (1 + 3 * 600)))
+    for sound in ([pixels], [b"", pixels[:1], pixels[1:]]):
+        path.write_bytes(png_of(600, 600, *sound))
+        assert isinstance(verify(path, 10**6, 10**6), Picture)
+    for broken in (
+        png_of(600, 600, pixels, depth=77),
+        png_of(600, 600, pixels, colour=1),
+        png_of(600, 600, b"no compressed pixels" * 99),
+        png_of(600, 600, zlib.compress(bytes(100))),
+        png_of(600, 600, b""),
+        png_of(0, 600, pixels),
+    ):
+        path.write_bytes(broken)
+        assert verify(path, 10**6, 10**6) == Failed("broken_image")
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:

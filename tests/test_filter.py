@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -300,6 +301,38 @@ def test_a_quote_that_never_ends_stops_the_stage_and_names_the_file(
     messages_csv.write_bytes(messages_csv.read_bytes() + b'"' + b"x" * 9000 + line)
     with pytest.raises(ValueError, match=r"messages\.csv: not readable as CSV"):
         filtered(messages_csv)
+
+
+@pytest.mark.parametrize("suffix", [".csv.gz", ".csv.zst", ".parquet"])
+def test_a_file_cut_short_or_spoilt_in_its_middle_stops_the_stage_and_is_named(
+    suffix: str, tmp_path: Path
+) -> None:
+    rows = [upscale(f"fox {sha256(b'%d' % i).hexdigest()}") for i in range(999)]
+    path = write_csv(tmp_path / "messages.csv", rows)
+    whole = tmp_path / f"whole{suffix}"
+    if suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(csv_rows(path)), whole)
+    else:
+        with pa.output_stream(
+            whole, compression={".csv.gz": "gzip", ".csv.zst": "zstd"}[suffix]
+        ) as f:
+            f.write(path.read_bytes())
+    content = whole.read_bytes()
+    middle = len(content) // 2
+    spoilt = content[:middle] + bytes(9) + content[middle + 9 :]
+    # zstd holds a checksum only if it is asked to
+    for broken in (content[:-3000], *([spoilt] if suffix != ".csv.zst" else [])):
+        whole.write_bytes(broken)
+        with pytest.raises(ValueError, match=rf"whole{suffix}: not readable as"):
+            filtered(whole)
+
+
+def test_a_column_that_holds_no_text_is_told_with_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "messages.parquet"
+    columns = {"Date": ["1"], "Content": [{"text": "a fox"}], "Attachments": ["x"]}
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(ValueError, match=r"messages\.parquet: not readable as parquet: .*struct"):
+        filtered(path)
 
 
 @pytest.mark.parametrize("block_bytes", [(700, 1 << 20), (1500, 1 << 20), (1 << 20,)])

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from threading import Condition
 
+import numpy as np
+
+from stages.images.ends import ENDS, outcome_code
 from stages.images.metadata import Piece
-from stages.images.outcome import Fetched, Outcome
+from stages.images.outcome import Failed, Fetched, Outcome
 
 HELD_BYTES = 24 << 20  # pictures in memory that wait for the reader; others are read again
 
@@ -14,11 +17,21 @@ class StoppedError(Exception):
 
 
 class Arrivals:
-    """Takes outcomes by link in one thread, and gives them in another."""
+    """Takes outcomes by the numbers of pictures in one thread, and gives them in another.
 
-    def __init__(self) -> None:
-        self.outcomes: dict[str, Outcome] = {}  # without pictures' bytes
-        self._parts: dict[str, list[Piece]] = {}
+    Of a picture that nobody will take any more, a byte is left: what became of it.
+    """
+
+    def __init__(self, takers: np.ndarray) -> None:
+        """Wait for all.
+
+        Args:
+            takers: of each picture, how often it will be taken.
+        """
+        self.codes = np.zeros(len(takers), np.int8)  # of ends.ENDS, from 1 on; 0: not there yet
+        self._takers = takers.astype(np.int32)
+        self._fetched: dict[int, Fetched] = {}  # without pictures' bytes
+        self._parts: dict[int, list[Piece]] = {}
         self._held = 0
         self._stopped: BaseException | None = None
         self._changed = Condition()
@@ -30,7 +43,7 @@ class Arrivals:
             self._held += size if has_room else 0
             return has_room
 
-    def put(self, link: str, outcome: Outcome) -> None:
+    def put(self, number: int, outcome: Outcome) -> None:
         """Add an outcome; it may hold a picture's bytes for which room was reserved.
 
         Raises:
@@ -39,28 +52,38 @@ class Arrivals:
         with self._changed:
             if self._stopped:
                 raise self._stopped
-            if isinstance(outcome, Fetched) and outcome.parts is not None:
-                self._parts[link] = outcome.parts
-                outcome = replace(outcome, parts=None)
-            self.outcomes[link] = outcome
+            if isinstance(outcome, Fetched):
+                is_wanted = bool(self._takers[number])
+                if is_wanted:
+                    self._fetched[number] = replace(outcome, parts=None)
+                if outcome.parts is not None and is_wanted:
+                    self._parts[number] = outcome.parts
+                elif outcome.parts is not None:
+                    self._held -= sum(map(len, outcome.parts))
+            self.codes[number] = outcome_code(outcome)
             self._changed.notify_all()
 
-    def take(self, link: str) -> Outcome:
-        """Wait for the outcome of a link.
+    def take(self, number: int) -> Outcome:
+        """Wait for the outcome of a picture.
 
         Raises:
             StoppedError: if it will never come.
         """
         with self._changed:
-            while link not in self.outcomes:
+            while not self.codes[number]:
                 if self._stopped:
                     raise StoppedError from self._stopped
                 self._changed.wait()
-            outcome, parts = self.outcomes[link], self._parts.pop(link, None)
-            if parts is None or not isinstance(outcome, Fetched):
-                return outcome
+            self._takers[number] -= 1
+            fetched, parts = self._fetched.get(number), self._parts.pop(number, None)
+            if not self._takers[number]:
+                self._fetched.pop(number, None)
+            if fetched is None:
+                return Failed(ENDS[self.codes[number] - 1])
+            if parts is None:
+                return fetched
             self._held -= sum(map(len, parts))
-            return replace(outcome, parts=parts)
+            return replace(fetched, parts=parts)
 
     def stop(self, error: BaseException) -> None:
         """Let the other side end, too."""

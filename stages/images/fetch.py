@@ -3,7 +3,7 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,55 +22,50 @@ from stages.images.part import Part
 from stages.images.plan import plan, shared_paths
 from stages.images.verify import verified
 
+MOST_VERIFIED_AT_ONCE = 4  # each is read whole and may be decoded, which takes memory
 PLANNED_AT_ONCE = 256  # links; a link may end while those before it are asked
 
 
 def fetch_all(
-    links: pa.RecordBatch,
-    kept: Kept,
-    params: DownloadParams,
-    advance: Callable[[], None],
-    arrivals: Arrivals | None = None,
-) -> dict[str, Outcome]:
-    """Find or fetch the picture of each link.
-
-    Args:
-        links: of schema plan.LINKS, each of another picture.
-        kept: pictures go there as they come.
-        params: the section `download`.
-        advance: called after each link.
-        arrivals: takes each outcome when it is known, for a reader in another thread.
-
-    Returns:
-        An outcome for each link.
-
-    Raises:
-        OSError: if this machine fails, as when its disk is full; no fault of a server raises.
-    """
-    arrivals = arrivals or Arrivals()
-    try:
-        asyncio.run(_fetch_all(links, kept, params, advance, arrivals))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return arrivals.outcomes
-
-
-async def _fetch_all(
-    links: pa.RecordBatch,
+    links: Iterable[pa.RecordBatch],
     kept: Kept,
     params: DownloadParams,
     advance: Callable[[], None],
     arrivals: Arrivals,
 ) -> None:
-    waiting = _planned(links, params)
-    # Threads bound the memory: only so many files are read and decoded at once.
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
+    """Find or fetch the picture of each link.
+
+    Args:
+        links: of schema plan.LINKS, each of another picture; gone through more than once.
+        kept: pictures go there as they come.
+        params: the section `download`.
+        advance: called after each link.
+        arrivals: takes each outcome when it is known, by the link's number from 0 on.
+
+    Raises:
+        OSError: if this machine fails, as when its disk is full; no fault of a server raises.
+    """
+    try:
+        asyncio.run(_fetch_all(links, kept, params, advance, arrivals))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _fetch_all(
+    links: Iterable[pa.RecordBatch],
+    kept: Kept,
+    params: DownloadParams,
+    advance: Callable[[], None],
+    arrivals: Arrivals,
+) -> None:
+    waiting = enumerate(_planned(links, params))
+    with ThreadPoolExecutor(min(MOST_VERIFIED_AT_ONCE, os.cpu_count() or 1)) as threads:
         async with Asker(params) as asker:
             fetcher = Fetcher(asker, threads, kept, params, arrivals)
 
             async def work() -> None:
-                for link, places, reason in waiting:
-                    arrivals.put(link, await fetcher.obtain(link, places, reason))
+                for number, (link, places, reason) in waiting:
+                    arrivals.put(number, await fetcher.obtain(link, places, reason))
                     advance()
 
             async with asyncio.TaskGroup() as group:
@@ -79,7 +74,7 @@ async def _fetch_all(
 
 
 def _planned(
-    links: pa.RecordBatch, params: DownloadParams
+    links: Iterable[pa.RecordBatch], params: DownloadParams
 ) -> Iterator[tuple[str, list[str], str | None]]:
     """Give the rows of the plan; each batch of it is made when it is needed."""
     shared = shared_paths(links) if params.mirrors else frozenset[str]()
@@ -89,10 +84,11 @@ def _planned(
             "queries: no mirror is asked for these, as it keeps one picture a path",
             flush=True,
         )
-    for first in range(0, len(links), PLANNED_AT_ONCE):
-        batch = links.slice(first, PLANNED_AT_ONCE)
-        rows = plan(batch, params.mirrors, params.use_links, time.time(), shared)
-        yield from zip(*rows.to_pydict().values(), strict=True)
+    for batch in links:
+        for first in range(0, len(batch), PLANNED_AT_ONCE):
+            few = batch.slice(first, PLANNED_AT_ONCE)
+            rows = plan(few, params.mirrors, params.use_links, time.time(), shared)
+            yield from zip(*rows.to_pydict().values(), strict=True)
 
 
 class Fetcher:

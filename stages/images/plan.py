@@ -4,8 +4,10 @@ Each function takes Arrow columns and gives Arrow columns; none reads a clock, a
 so batches may be decided anywhere.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from hashlib import blake2b
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -53,43 +55,72 @@ def _bounded(time_s: int | None) -> int | None:
     return None if time_s is None else max(-LAST_TIME_S, min(time_s, LAST_TIME_S))
 
 
-def one_link_per_picture(links: pa.RecordBatch) -> pa.Array:
-    """Choose, of the links to one picture, the one that ends last; bad links stand for themselves.
+def name_pictures(links: pa.RecordBatch) -> pa.Array:
+    """Give each link a short name of its picture; bad links stand for themselves.
 
     Args:
-        links: all of them, of schema LINKS.
+        links: of schema LINKS.
 
     Returns:
-        The chosen link of each row.
+        Of 16 bytes each, for there may be millions.
     """
-    names = pc.coalesce(links["picture"], links["link"])
-    columns = {"name": names, "link": links["link"], "end": pc.fill_null(links["ends_at"], 0)}
-    last_first = pa.table(columns).sort_by([("end", "descending"), ("link", "descending")])
-    best = last_first.group_by("name", use_threads=False).aggregate([("link", "first")])
-    chosen = pc.index_in(names, best["name"].combine_chunks())
-    return best["link_first"].combine_chunks().take(chosen)
+    names = pc.fill_null(pc.coalesce(links["picture"], links["link"]), "").to_pylist()
+    digests = [blake2b(name.encode(), digest_size=16).digest() for name in names]
+    return pa.array(digests, pa.binary(16))
 
 
-def shared_paths(links: pa.RecordBatch) -> frozenset[str]:
+def one_link_per_picture(
+    names: pa.ChunkedArray, ends: pa.ChunkedArray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose, of the links to one picture, the one that ends last; of equal ones the first.
+
+    Args:
+        names: of all links' pictures.
+        ends: when each link ends, as in schema LINKS.
+
+    Returns:
+        Of each link the number of its picture, counted as they first come; and of each picture
+        the place of the chosen link.
+    """
+    numbers = np.asarray(names.combine_chunks().dictionary_encode().indices)
+    last = np.asarray(pc.fill_null(ends, 0).combine_chunks())
+    order = np.lexsort((-last, numbers))  # stable
+    ordered = numbers[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    return numbers, order[is_first]
+
+
+def shared_paths(links: Iterable[pa.RecordBatch]) -> frozenset[str]:
     """List the paths below a mirror that several pictures have: those of other hosts or queries.
 
     Args:
-        links: all of them, of schema LINKS.
+        links: all of them, of schema LINKS; gone through twice if there is such a path.
     """
-    columns: list[tuple[pa.Array, pa.Array]] = []
-    for first in range(0, len(links) or 1, LINKS_AT_ONCE):
-        good = links.slice(first, LINKS_AT_ONCE)["picture"].drop_null().to_pylist()
-        pairs = [(path, picture_address(link)) for link in good for path in mirror_paths(link)]
-        columns.append((_strings(path for path, _ in pairs), _strings(whose for _, whose in pairs)))
-    paths, pictures = (pa.chunked_array(parts, pa.string()) for parts in zip(*columns, strict=True))
-    counts = pa.table({"path": paths, "picture": pictures}).group_by("path")
-    counted = counts.aggregate([("picture", "count_distinct")])
-    is_shared = pc.greater(counted["picture_count_distinct"], 1)
-    return frozenset(counted["path"].filter(is_shared).to_pylist())
+    parts = [np.empty((0, 2), np.uint64)]
+    for batch in links:
+        pairs = [(_short(path), _short(whose)) for path, whose in _paths(batch)]
+        parts.append(np.array(pairs, np.uint64).reshape(-1, 2))
+    paths, pictures = np.concatenate(parts).T
+    order = np.lexsort((pictures, paths))
+    paths, pictures = paths[order], pictures[order]
+    is_shared = (paths[1:] == paths[:-1]) & (pictures[1:] != pictures[:-1])
+    shared = set(paths[1:][is_shared].tolist())
+    if not shared:
+        return frozenset()
+    return frozenset(path for batch in links for path, _ in _paths(batch) if _short(path) in shared)
 
 
-def _strings(texts: Iterable[str]) -> pa.Array:
-    return pa.array(texts, pa.string())
+def _paths(links: pa.RecordBatch) -> Iterator[tuple[str, str]]:
+    """Give the paths below a mirror of each picture, and which picture that is."""
+    for link in links["picture"].drop_null().to_pylist():
+        whose = picture_address(link)
+        for path in mirror_paths(link):
+            yield path, whose
+
+
+def _short(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def plan(

@@ -24,6 +24,9 @@ Image.MAX_IMAGE_PIXELS = None
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
+PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+DEFLATE_RATIO = 1032  # zlib shrinks nothing further: https://zlib.net/zlib_tech.html
 # What Pillow's readers raise on broken files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)
 
@@ -66,7 +69,9 @@ def verified(path: Path, max_bytes: int, max_pixels: int) -> tuple[Picture, list
     name = picture_format(content[:12])
     if name is None:
         return Failed("not_an_image")
-    size = png_size(content) if name == "PNG" else decoded_size(content, name, max_pixels)
+    size = (
+        png_size(content, max_pixels) if name == "PNG" else decoded_size(content, name, max_pixels)
+    )
     if size is None:
         return Failed("broken_image")
     width, height = size
@@ -96,13 +101,20 @@ def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] 
     return width, height
 
 
-def png_size(content: bytes) -> tuple[int, int] | None:
+def png_size(content: bytes, max_pixels: int) -> tuple[int, int] | None:
     """Check every chunk's CRC up to the end marker; None if one is wrong or missing.
 
-    Source: W3C, "Portable Network Graphics", 5.3 Chunk layout, 5.6 Chunk ordering.
+    What has sound checksums may still be no picture, and then it would stop the training: its
+    header must be one that the format knows, and its compressed pixels long enough for its size.
+
+    Args:
+        content: of a file.
+        max_pixels: a picture of more is only measured.
+
+    Source: W3C, "Portable Network Graphics", 5.3 Chunk layout, 5.6 Chunk ordering, 11.2.2 IHDR.
     """
     view, at = memoryview(content), len(PNG_SIGNATURE)
-    size, has_pixels = None, False
+    header, pixels, pixel_bytes = b"", b"", 0
     while at + 12 <= len(view):
         (length,) = struct.unpack_from(">I", view, at)
         kind, end = content[at + 4 : at + 8], at + 12 + length
@@ -111,12 +123,44 @@ def png_size(content: bytes) -> tuple[int, int] | None:
         (crc,) = struct.unpack_from(">I", view, end - 4)
         if zlib.crc32(view[at + 4 : end - 4]) != crc:
             return None
-        if size is None:
-            if kind != b"IHDR" or length != 13:
+        if not header:
+            header = content[at + 8 : end - 4]
+            if kind != b"IHDR" or not _is_png_header(header):
                 return None
-            size = struct.unpack_from(">II", view, at + 8)
-        has_pixels |= kind == b"IDAT"
+        if kind == b"IDAT":
+            pixels += content[at + 8 : at + 8 + max(0, 2 - len(pixels))][:length]
+            pixel_bytes += length
         if kind == b"IEND":
-            return size if has_pixels and all(size) else None
+            return _png_size(header, pixels, pixel_bytes, max_pixels)
         at = end
     return None
+
+
+def _is_png_header(header: bytes) -> bool:
+    if len(header) != 13:
+        return False
+    width, height, depth, colour, compression, filters, interlace = struct.unpack(
+        ">IIBBBBB", header
+    )
+    is_known = depth in PNG_DEPTHS.get(colour, ()) and not compression and not filters
+    return bool(width and height and is_known and interlace <= 1)
+
+
+def _png_size(
+    header: bytes, start: bytes, pixel_bytes: int, max_pixels: int
+) -> tuple[int, int] | None:
+    """Read width and height, unless the pixels are none.
+
+    Args:
+        header: a sound IHDR.
+        start: of the compressed pixels, two bytes.
+        pixel_bytes: all that they have.
+        max_pixels: a picture of more is only measured.
+    """
+    width, height, depth, colour = struct.unpack_from(">IIBB", header)
+    if len(start) < 2 or start[0] & 15 != 8 or int.from_bytes(start, "big") % 31:  # RFC 1950, 2.2
+        return None
+    least_bytes = width * height * depth * PNG_CHANNELS[colour] // 8
+    if width * height <= max_pixels and least_bytes > DEFLATE_RATIO * pixel_bytes:
+        return None
+    return width, height

@@ -82,8 +82,12 @@ class Export:
             for batch in _in_large_batches(read):
                 texts = [pc.fill_null(_text(batch[name]), "") for name in names]
                 yield pa.RecordBatch.from_arrays(texts, names=names)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{self.path}: not readable as {self._form()}: {error}") from error
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # the machine's; what Arrow finds broken in a file has no number
+            raise ValueError(
+                f"{self.path}: not readable as {self._form()}: {error}. Copy or export it again"
+            ) from error
 
     def _form(self) -> str:
         return "parquet" if self.is_parquet else "CSV"
