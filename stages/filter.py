@@ -3,6 +3,7 @@
   --export PATH   the messages: a file, a folder of files, or a pattern as 'data/export/*.csv'
   --out FILE      a parquet table with one row per pair of picture and caption
   --report FILE   a JSON file with the number of messages by reason
+  --funnel FILE   a CSV file with the number that each reason left, for a plot
 
 Messages come as CSV, CSV.gz, CSV.zst or parquet, in any layout known.
 
@@ -11,13 +12,16 @@ The columns of the table are id, url, caption, prompt, kind, version, aspect, us
 Midjourney writes into the picture's url.
 """
 
+import csv
 import os
 import tempfile
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from hashlib import sha256
+from itertools import accumulate
+from operator import sub
 from pathlib import Path
 from typing import TypeVar
 
@@ -152,7 +156,7 @@ class Scan:
         self.reasons["malformed"] += export.bad_rows
 
 
-def run(export: Path, out: Path, report: Path, params: FilterParams) -> None:
+def run(export: Path, out: Path, report: Path, funnel: Path, params: FilterParams) -> None:
     """Filter one export.
 
     Raises:
@@ -195,8 +199,24 @@ def run(export: Path, out: Path, report: Path, params: FilterParams) -> None:
     counts = {reason: reasons[reason] for reason in REASONS}
     summary = {"read": read, "kept": kept, "users": len(users), "dropped": counts}
     write_json(report, summary | {"users_by_upscales": _span_names(curve)})
+    write_funnel(read, counts, funnel)
     layouts = ", ".join(dict.fromkeys(file.layout.name for file in files))
     print(f"{export}: {layouts}, {read:,} messages, kept {kept:,} of {len(users)} users")
+
+
+def write_funnel(read: int, dropped: Mapping[str, int], path: Path) -> None:
+    """Write how many messages each reason left, in the order in which reasons are looked for.
+
+    Args:
+        read: how many there were.
+        dropped: the number by reason, in that order.
+        path: of the CSV file; its columns are `after` and `messages`.
+    """
+    left = accumulate(dropped.values(), sub, initial=read)
+    with replacing(path) as scratch, scratch.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["after", "messages"])
+        writer.writerows(zip(["read", *dropped], left, strict=True))
 
 
 def _span_names(curve: Counter[int]) -> dict[str, int]:
@@ -217,9 +237,9 @@ def _noting_users(pairs: Iterable[pa.RecordBatch], users: set[int]) -> Iterator[
 
 def main() -> None:
     """Run from the command line."""
-    export, out, report, params = stage_paths(__doc__, "export", "out", "report")
+    export, out, report, funnel, params = stage_paths(__doc__, "export", "out", "report", "funnel")
     with clear_errors():
-        run(export, out, report, load_params("filter", FilterParams, params))
+        run(export, out, report, funnel, load_params("filter", FilterParams, params))
 
 
 if __name__ == "__main__":

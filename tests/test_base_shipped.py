@@ -26,8 +26,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, Path]]:
     folder = tmp_path_factory.mktemp("pairs")
     params = load_params("filter", FilterParams, ROOT / "profiles/mini.yaml")
     export = ROOT / "data/sample/messages.csv.gz"
-    filter_export(export, folder / "pairs.parquet", folder / "report.json", params)
-    rows = pq.read_table(folder / "pairs.parquet", columns=["caption", "url"]).to_pylist()
+    pairs, report, funnel = (
+        folder / name for name in ("pairs.parquet", "report.json", "funnel.csv")
+    )
+    filter_export(export, pairs, report, funnel, params)
+    rows = pq.read_table(pairs, columns=["caption", "url"]).to_pylist()
     found = [
         (row["caption"], path)
         for row in rows

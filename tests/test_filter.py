@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def filtered(
     export: Path, params: FilterParams = PARAMS
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     out, report = export.parent / "out.parquet", export.parent / "report.json"
-    run(export, out, report, params)
+    run(export, out, report, export.parent / "funnel.csv", params)
     return pq.read_table(out).to_pylist(), json.loads(report.read_text())
 
 
@@ -361,9 +362,19 @@ def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(
         file.write(write_csv(folder / "whole", rows[9:]).read_bytes())
     (folder / "whole").unlink()
     out, report = messages_csv.parent / "out.parquet", messages_csv.parent / "report.json"
-    run(folder / name, out, report, PARAMS)
+    run(folder / name, out, report, folder.parent / "funnel.csv", PARAMS)
     assert pq.read_table(out).to_pylist() == wanted
     assert json.loads(report.read_text()) == before
+
+
+def test_the_funnel_falls_from_all_that_was_read_to_what_is_kept(messages_csv: Path) -> None:
+    _, report = filtered(messages_csv)
+    with (messages_csv.parent / "funnel.csv").open(newline="") as file:
+        steps = [(row["after"], int(row["messages"])) for row in csv.DictReader(file)]
+    assert steps[0] == ("read", report["read"])
+    assert steps[-1][1] == report["kept"]
+    fell = {after: high - low for (_, high), (after, low) in pairwise(steps)}
+    assert fell == report["dropped"]
 
 
 def test_a_folder_or_pattern_without_exports_is_named(tmp_path: Path) -> None:
@@ -622,6 +633,7 @@ def test_the_command_line_filters_and_fails_with_one_clear_message(messages_csv:
     folder = messages_csv.parent
     (folder / "params.yaml").write_text(yaml.safe_dump(section()))
     options = ["--out", f"{folder}/new/pairs.parquet", "--report", f"{folder}/filter.json"]
+    options += ["--funnel", f"{folder}/funnel.csv"]
     options += ["--params", f"{folder}/params.yaml"]
     done = filter_command("--export", str(messages_csv), *options)
     assert done.returncode == 0, done.stderr

@@ -19,6 +19,7 @@ from tests.browser import headless, listen
 from tests.imports import ROOT
 
 PAGE = ROOT / ".dvc/plots/page.html"
+STEPS = ("read", "not_raw", "repeated_caption")
 LOSSES = {"one": (0.14, 0.09, 0.08), "two": (0.14, 0.1, 0.06)}  # by commit
 
 
@@ -28,6 +29,8 @@ def write_reports(folder: Path, losses: tuple[float, ...], colour: str) -> None:
     rows = [f"{m},{measure},{losses[2]},0,1" for m in ("a", "b") for measure in ("score", "cmmd")]
     header = "model,measure,mean,low,high"
     (folder / "means.csv").write_text("\n".join([header, *rows]) + "\n", "utf-8")
+    left = [f"{after},{int(1000 * loss)}" for after, loss in zip(STEPS, losses, strict=True)]
+    (folder / "funnel.csv").write_text("\n".join(["after,messages", *left]) + "\n", "utf-8")
     Image.new("RGB", (64, 48), colour).save(folder / "64x64.png")
 
 
@@ -44,12 +47,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call("git", "init", "-q")
     call(*dvc, "init", "-q")
     (folder / ".dvc/plots").mkdir()
-    for name in (".dvc/config", ".dvc/plots/page.html", ".dvc/plots/means.json"):
+    templates = [f".dvc/plots/{name}" for name in ("page.html", "means.json", "funnel.json")]
+    for name in (".dvc/config", *templates):
         shutil.copyfile(ROOT / name, folder / name)
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
     plots: list[dict[str, dict[str, str] | None]] = [{"64x64.png": None}]
-    for name, stage in (("loss.csv", "train"), ("means.csv", "grid_score")):
-        (declared,) = stages[stage]["do"]["plots"][0].values()
+    drawn_by = {"funnel.csv": "filter", "loss.csv": "train", "means.csv": "grid_score"}
+    for name, stage in drawn_by.items():
+        (declared,) = stages[stage].get("do", stages[stage])["plots"][0].values()
         del declared["cache"]  # the rest says how it is drawn
         plots.append({name: {key: v.replace("${key}", "64") for key, v in declared.items()}})
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"plots": plots}), "utf-8")
@@ -73,8 +78,8 @@ def test_both_commits_curves_are_one_picture_and_their_grids_side_by_side_offlin
         shown.goto(page.as_uri())
         chart = shown.locator(".vega-embed canvas")
         chart.first.wait_for()
-        chart.nth(1).wait_for()
-        assert chart.count() == 2  # losses and means
+        chart.nth(2).wait_for()
+        assert chart.count() == 3  # funnel, losses and means
         assert not [line for line in said if not line.startswith("WARN")]  # of DVC's own specs
         assert all(url.startswith(("file:", "data:", "blob:")) for url in asked)
         images = shown.locator("img")

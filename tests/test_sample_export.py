@@ -52,7 +52,13 @@ def kept_pairs(folder: Path, top_users: int) -> list[dict[str, str]]:
         blocked_words=("nude",),
         one_row_per_caption_and_user=True,
     )
-    run(SAMPLE / EXPORT, folder / "pairs.parquet", folder / "report.json", params)
+    run(
+        SAMPLE / EXPORT,
+        folder / "pairs.parquet",
+        folder / "report.json",
+        folder / "funnel.csv",
+        params,
+    )
     pairs: list[dict[str, str]] = pq.read_table(folder / "pairs.parquet").to_pylist()
     return pairs
 

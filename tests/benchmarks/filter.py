@@ -80,7 +80,7 @@ def main() -> None:
         out,
     ]
     commands: dict[str, list[str | Path]] = {
-        "ours": [*stage, "--report", report, "--params", PROFILE]
+        "ours": [*stage, "--report", report, "--funnel", folder / "funnel.csv", "--params", PROFILE]
     }
     if options.python:
         print(f"theirs: {versions(options.python)}")
