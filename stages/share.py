@@ -28,10 +28,10 @@ from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_unresolved
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
-from stages.storage.repair import repair
+from stages.storage.repair import repair, spoilt_of
 from stages.storage.runs import fetch_runs
 
-LISTED = 20  # faults that an error names; more are counted
+LISTED = 20  # objects that an error names; more are counted
 
 
 def pull(repo: Repo, place: Place) -> None:
@@ -79,12 +79,23 @@ def push(repo: Repo, place: Place, depth: Depth) -> None:
     """Upload what is recorded and the records of runs, then mend what DVC believed to be there.
 
     Raises:
-        ValueError: if an object is sound neither in the cache nor in the remote; each is named.
+        ValueError: if an object to upload is spoilt in the cache, of which DVC would say nothing;
+            or if one is sound neither there nor in the remote. Each is named.
         DvcException: if DVC fails otherwise.
     """
-    repo.push(remote=place.name, run_cache=True)
     cache = repo.cache.local
     of_runs = [one for one in objects_of_runs(repo) if cached_size(cache, one) is not None]
+    wanted = [*recorded_objects(repo, [cache, place.objects]), *of_runs]
+    to_upload = [fault.recorded for fault in find_faults(place, cache, wanted, "size")]
+    if spoilt := spoilt_of(cache, to_upload):
+        are = "hash to other names" if len(spoilt) > 1 else "hashes to another name"
+        raise ValueError(
+            f"{cache.path}: {len(spoilt):,} of the objects to upload {are}:\n"
+            f"{listed([f'{recorded}  [{recorded.name}]' for recorded in spoilt])}\n"
+            f"A disk or a program changed them here. Nothing is pushed. Next:\n"
+            f"  make verify\n  make push"
+        )
+    repo.push(remote=place.name, run_cache=True)
     repair(place, cache, find_faults(place, cache, of_runs, depth))
     verify(repo, place, depth)
 
@@ -119,11 +130,11 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
     )
 
 
-def listed(faults: Sequence[Fault]) -> str:
-    """Name faults, one a line, up to a number."""
-    lines = [f"  {fault}" for fault in faults[:LISTED]]
-    if len(faults) > LISTED:
-        lines.append(f"  and {len(faults) - LISTED:,} more")
+def listed(amiss: Sequence[object]) -> str:
+    """Name what is amiss, one a line, up to a number."""
+    lines = [f"  {one}" for one in amiss[:LISTED]]
+    if len(amiss) > LISTED:
+        lines.append(f"  and {len(amiss) - LISTED:,} more")
     return "\n".join(lines)
 
 
