@@ -18,7 +18,7 @@ from aiohttp import ClientPayloadError
 from asyncssh import Error as SshError
 from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
@@ -26,12 +26,11 @@ from stages.harness.lock_file import is_whole
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_unresolved
+from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
 from stages.storage.repair import repair, spoilt_of
 from stages.storage.runs import fetch_runs
-
-LISTED = 20  # objects that an error names; more are counted
 
 
 def pull(repo: Repo, place: Place) -> None:
@@ -130,14 +129,6 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
     )
 
 
-def listed(amiss: Sequence[object]) -> str:
-    """Name what is amiss, one a line, up to a number."""
-    lines = [f"  {one}" for one in amiss[:LISTED]]
-    if len(amiss) > LISTED:
-        lines.append(f"  and {len(amiss) - LISTED:,} more")
-    return "\n".join(lines)
-
-
 def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
     """Give the command that makes the objects again by running their stages, in their order."""
     broken = {fault.recorded.stage for fault in faults}
@@ -194,7 +185,8 @@ def run(options: argparse.Namespace) -> None:
             try:
                 match options.act:
                     case "pull":
-                        pull(repo, place)
+                        with lock_repo(repo):  # also between the steps, that nobody begins a run
+                            pull(repo, place)
                     case "push":
                         push(repo, place, options.depth or "size")
                     case _:
