@@ -1,17 +1,22 @@
 """DVC's cache: where it lies, and whether one may write to it."""
 
-import configparser
 import os
 from pathlib import Path
 
-CONFIGS = ("config", "config.local")  # below .dvc; the second is this machine's, and wins
+from dvc.config import Config, ConfigError
 
 
 def cache_folder(root: Path) -> Path:
-    """Find the cache of a repository, by default .dvc/cache."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read([root / ".dvc" / name for name in CONFIGS], encoding="utf-8")
-    return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
+    """Find the cache of a repository, by default .dvc/cache; a user's own config may name another.
+
+    Raises:
+        ValueError: if DVC cannot read its config.
+    """
+    try:
+        settings = Config(str(root / ".dvc"))
+    except ConfigError as error:
+        raise ValueError(f"DVC's config: {error}") from error
+    return Path(settings["cache"].get("dir") or root / ".dvc/cache")
 
 
 def check_writable(root: Path) -> None:
