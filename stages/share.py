@@ -130,11 +130,21 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
 
 
 def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
-    """Give the command that makes the objects again by running their stages, in their order."""
+    """Give the commands that make the objects again: of stages in their order, of files added."""
     broken = {fault.recorded.stage for fault in faults}
     in_order = reversed([*topological_sort(repo.index.graph)])  # edges lead to what is needed
-    stages = [stage.addressing for stage in in_order if stage.addressing in broken]
-    return f"dvc repro --single-item --force {' '.join(stages)}"
+    stages = [stage for stage in in_order if stage.addressing in broken]
+    made = [stage.addressing for stage in stages if not stage.is_data_source]
+    commands = [
+        f"dvc update {stage.addressing}"
+        if stage.is_import
+        else f"dvc add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
+        for stage in stages
+        if stage.is_data_source
+    ]
+    if made:
+        commands.append(f"dvc repro --single-item --force {' '.join(made)}")
+    return "\n  ".join(commands)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

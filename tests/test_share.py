@@ -275,6 +275,28 @@ def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> N
     assert "up to date" in clone.call("dvc", "status")
 
 
+def test_what_no_stage_makes_is_to_be_added_again(graph: SharedGraph, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    set_remote(graph, str(tmp_path / "store"))
+    mine = b"an export of years"
+    (graph.folder / "mine").write_bytes(mine)
+    graph.call("dvc", "add", "--quiet", "mine")
+    graph.commit("Mine")
+    assert graph.share("push").returncode == 0
+    shared = Shared(graph, tmp_path / "store")
+    shared.object(hashlib.md5(mine).hexdigest()).unlink()
+    shared.object(COUNT).unlink()
+    clone = graph.clone(tmp_path / "theirs")
+    refused = clone.share("pull")
+    assert "\n  dvc add mine  # when you have it again" in refused.stderr
+    assert "\n  dvc repro --single-item --force count\n" in refused.stderr
+    (clone.folder / "mine").write_bytes(mine)
+    clone.call("dvc", "add", "mine")
+    clone.call("dvc", "repro", "--single-item", "--force", "count")
+    assert clone.share("push").returncode == 0
+    assert graph.share("verify").returncode == 0
+
+
 @pytest.mark.parametrize(
     "content",
     [b"no list", b"", b'[{"md5": "4fbafd6948b6529caa2b78e476359875", "relpath": "2"}]'],
