@@ -275,6 +275,20 @@ def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> N
     assert "up to date" in clone.call("dvc", "status")
 
 
+def test_a_pull_tells_what_was_fetched_and_hashed_from_what_was_there(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    set_remote(graph, str(tmp_path / "store"))
+    assert graph.share("push").returncode == 0
+    clone = graph.clone(tmp_path / "theirs")
+    told = clone.share("pull").stdout
+    assert "5 objects are in place: 5 fetched, and hashed on arrival; 0 that the cache had" in told
+    (clone.folder / ".dvc/cache/files/md5" / COUNT[:2] / COUNT[2:]).unlink()
+    told = clone.share("pull").stdout
+    assert ": 1 fetched, and hashed on arrival; 4 that the cache had, not read again" in told
+
+
 def test_what_no_stage_makes_is_to_be_added_again(graph: SharedGraph, tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     set_remote(graph, str(tmp_path / "store"))
