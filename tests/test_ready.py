@@ -357,10 +357,11 @@ def test_a_number_that_another_program_has_by_now_blocks_nothing(tree: Path) -> 
     [
         ("", "", "", ".dvc/cache"),
         ("", "[core]\nanalytics = false\n[cache]\ntype = hardlink\n", "", ".dvc/cache"),
-        ("", "[cache]\ndir = ../shared\n", "", "shared"),
+        ("", "[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
         ("", "[cache]\ndir = ../shared\n", "[cache]\n    dir = /own/100%\n", "/own/100%"),
         ("[cache]\ndir = /mine\n", "", "", "/mine"),
-        ("[cache]\ndir = /mine\n", "[cache]\ndir = ../shared\n", "", "shared"),
+        ('[cache]\ndir = "/my cache"\n', "", "", "/my cache"),
+        ("[cache]\ndir = /mine\n", "[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
     ],
 )
 def test_the_cache_is_where_dvc_s_config_says(
@@ -376,7 +377,7 @@ def test_the_cache_is_where_dvc_s_config_says(
 
 def test_a_config_that_dvc_cannot_read_is_told_in_words(tree: Path) -> None:
     (tree / ".dvc/config").write_text("[cache\n")
-    with pytest.raises(ValueError, match="DVC's config: "):
+    with pytest.raises(ValueError, match="DVC's config "):
         cache_folder(tree)
 
 

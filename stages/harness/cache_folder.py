@@ -3,20 +3,31 @@
 import os
 from pathlib import Path
 
-from dvc.config import Config, ConfigError
+from configobj import ConfigObj, ConfigObjError
+from dvc.dirs import global_config_dir, system_config_dir
 
 
 def cache_folder(root: Path) -> Path:
-    """Find the cache of a repository, by default .dvc/cache; a user's own config may name another.
+    """Find the cache of a repository, by default .dvc/cache.
 
     Raises:
-        ValueError: if DVC cannot read its config.
+        ValueError: if a config of DVC's cannot be read.
     """
-    try:
-        settings = Config(str(root / ".dvc"))
-    except ConfigError as error:
-        raise ValueError(f"DVC's config: {error}") from error
-    return Path(settings["cache"].get("dir") or root / ".dvc/cache")
+    cache = root / ".dvc/cache"
+    for path in _configs(root):
+        try:
+            settings = ConfigObj(str(path), interpolation=False, encoding="utf-8")
+        except ConfigObjError as error:
+            raise ValueError(f"DVC's config {path}: {error}") from error
+        if folder := settings.get("cache", {}).get("dir"):
+            cache = path.parent / Path(folder).expanduser()
+    return cache
+
+
+def _configs(root: Path) -> list[Path]:
+    """List DVC's config files, of the machine, the user, all clones and this one; a later wins."""
+    folders = (Path(system_config_dir()), Path(global_config_dir()), root / ".dvc")
+    return [*(folder / "config" for folder in folders), root / ".dvc/config.local"]
 
 
 def check_writable(root: Path) -> None:

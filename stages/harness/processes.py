@@ -21,6 +21,7 @@ HOLDER = re.compile(r"(\d+) \(.+ on (.+)\)")  # in a lock of scratch: process, u
 SCRATCH_LOCKS = ("*/lock", "*/*/lock", "*/*/*/lock")  # below .work
 SHELLS = ("sh", "ash", "bash", "dash", "fish", "ksh", "zsh")
 POLL_S = 0.05
+CLOCK_S = 1.0  # a process's start is counted from the machine's, known to a second
 
 
 def dvc_at_work(root: Path) -> psutil.Process | None:
@@ -52,8 +53,9 @@ def _living(numbers: Iterable[str], named_at: float) -> list[psutil.Process]:
     for number in dict.fromkeys(map(int, numbers)):
         with suppress(psutil.Error):
             process = psutil.Process(number)
+            is_older = process.create_time() <= named_at + CLOCK_S
             # a clock that was set may have a living DVC seem younger
-            if _is_alive(process) and (process.create_time() <= named_at or _is_dvc(process)):
+            if _is_alive(process) and (is_older or _is_dvc(process)):
                 found.append(process)
     return found
 
