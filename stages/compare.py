@@ -25,6 +25,7 @@ from stages.page.template import open_template
 
 SIDES = ("before", "after")
 PAGE = "index.html"
+MARK = ".made-by-compare"  # in a folder that the next comparison may replace
 METRICS = Path("reports/metrics.json")
 LOSSES = Path("reports/train")
 CELLS_SHOWN = 24  # pairs of a grid, unless told otherwise
@@ -55,8 +56,7 @@ def run(before: str, after: str, out: Path, cells: int = CELLS_SHOWN) -> Compari
         FileExistsError: if `out` holds something else than such a page.
         ValueError: if there is no such commit, or a file at one is damaged.
     """
-    if out.exists() and any(out.iterdir()) and not (out / PAGE).is_file():
-        raise FileExistsError(f"{out}: will not replace it, for it holds no {PAGE}")
+    _refuse_strange(out)
     if cells < 1:
         raise ValueError(f"--cells must be at least 1, got {cells}")
     with Repo() as repo, replacing_folder(out, "*") as folder:
@@ -83,7 +83,23 @@ def run(before: str, after: str, out: Path, cells: int = CELLS_SHOWN) -> Compari
             missing,
         )
         (folder / PAGE).write_text(_render(comparison), encoding="utf-8")
+        (folder / MARK).touch()
     return comparison
+
+
+def _refuse_strange(out: Path) -> None:
+    """Stop where a folder holds anything that no comparison made.
+
+    Raises:
+        FileExistsError: naming it.
+    """
+    found = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = {PAGE, MARK, *SIDES} if MARK in found else set()
+    if strange := sorted(found - ours):
+        raise FileExistsError(
+            f"{out}: will not replace it, for no comparison made {', '.join(strange[:3])} in there "
+            f"(in what one made lies {MARK}). Name a new folder, or take this one away"
+        )
 
 
 def _write_losses(commit: Commit, side: Path) -> None:

@@ -21,6 +21,7 @@ from stages.harness.processes import (
     described,
     dvc_at_work,
     end,
+    is_held,
     orphans,
     orphans_of_others,
     stage_of,
@@ -49,13 +50,21 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
         PermissionError: if DVC could not write to its cache.
     """
     deadline = time.monotonic() + SOON_S
-    while (at_work := dvc_at_work(root)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    if at_work:
-        raise BlockingIOError(
-            f"{described(at_work)} is at work in this working tree. Wait for it, or end it, and "
-            f"start again: what it did is kept\n  kill {at_work.pid}"
-        )
+    lock = root / ".dvc/tmp/lock"
+    while (at_work := dvc_at_work(root)) or is_held(lock):
+        if time.monotonic() < deadline:
+            time.sleep(0.2)
+        elif at_work:
+            raise BlockingIOError(
+                f"{described(at_work)} is at work in this working tree. Wait for it, or end it, "
+                f"and start again: what it did is kept\n  kill {at_work.pid}\n"
+                f"(DVC's locks name it; if it has nothing to do with DVC: rm .dvc/tmp/rwlock)"
+            )
+        else:
+            raise BlockingIOError(
+                f"{lock}: held by a process that is not to be seen from here, perhaps in a "
+                "container. Wait for it, or end it there, and start again: what it did is kept"
+            )
     refuse_unresolved(root)
     check_writable(root)
     for process in orphans(root):

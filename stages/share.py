@@ -1,6 +1,6 @@
 """Share results through the remote that DVC's config names, and verify what lies there.
 
-  python -m stages.share pull      fetch what dvc.lock records, hash it on arrival, put it in place
+  python -m stages.share pull      fetch what dvc.lock records, hash what arrives, put all in place
   python -m stages.share push      upload it and the records of runs; mend what is amiss there
   python -m stages.share verify    read and hash every object there; mend what is amiss
 
@@ -18,7 +18,7 @@ from aiohttp import ClientPayloadError
 from asyncssh import Error as SshError
 from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
-from dvc.repo import Repo
+from dvc.repo import Repo, lock_repo
 from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
@@ -26,22 +26,23 @@ from stages.harness.lock_file import is_whole
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_unresolved
+from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
-from stages.storage.repair import repair
+from stages.storage.repair import repair, spoilt_of
 from stages.storage.runs import fetch_runs
-
-LISTED = 20  # faults that an error names; more are counted
 
 
 def pull(repo: Repo, place: Place) -> None:
-    """Fetch what is recorded, hash it, and put it in place.
+    """Fetch what is recorded and the cache lacks, hash it, and put all in place.
 
     Raises:
         ValueError: if the remote lacks an object or has another under its name; each is named.
             Or if nothing is recorded.
         DvcException: if DVC fails otherwise, as at a file here that it would have to overwrite.
     """
+    cache = repo.cache.local
+    before = {path.parent.name + path.name for path in Path(cache.path).glob("??/*")}
     hashed = {"remote": {place.name: {"verify": True}}}  # whatever the config says
     failure = None
     try:
@@ -50,7 +51,6 @@ def pull(repo: Repo, place: Place) -> None:
         repo.fetch(remote=place.name, config=hashed)
     except (DvcException, ObjectFormatError, ClientPayloadError) as error:
         failure = error
-    cache = repo.cache.local
     wanted = recorded_objects(repo, [cache, place.objects])
     if not wanted:
         raise ValueError(
@@ -70,7 +70,12 @@ def pull(repo: Repo, place: Place) -> None:
     if failure:
         raise failure
     repo.checkout(allow_missing=True)  # for stages that nobody ran: no object is absent
-    print(f"{place.address}: {len(wanted):,} objects are in place, hashed on arrival.")
+    fetched = sum(one.name not in before for one in wanted)
+    print(
+        f"{place.address}: {len(wanted):,} objects are in place: {fetched:,} fetched, and hashed "
+        f"on arrival; {len(wanted) - fetched:,} that the cache had, not read again (`make verify` "
+        "reads them)."
+    )
     if unrun := sorted({out.stage.addressing for out in repo.index.outs if not out.hash_info}):
         print(f"dvc.lock records no run of {', '.join(unrun)}. Next: make run")
 
@@ -79,12 +84,23 @@ def push(repo: Repo, place: Place, depth: Depth) -> None:
     """Upload what is recorded and the records of runs, then mend what DVC believed to be there.
 
     Raises:
-        ValueError: if an object is sound neither in the cache nor in the remote; each is named.
+        ValueError: if an object to upload is spoilt in the cache, of which DVC would say nothing;
+            or if one is sound neither there nor in the remote. Each is named.
         DvcException: if DVC fails otherwise.
     """
-    repo.push(remote=place.name, run_cache=True)
     cache = repo.cache.local
     of_runs = [one for one in objects_of_runs(repo) if cached_size(cache, one) is not None]
+    wanted = [*recorded_objects(repo, [cache, place.objects]), *of_runs]
+    to_upload = [fault.recorded for fault in find_faults(place, cache, wanted, "size")]
+    if spoilt := spoilt_of(cache, to_upload):
+        are = "hash to other names" if len(spoilt) > 1 else "hashes to another name"
+        raise ValueError(
+            f"{cache.path}: {len(spoilt):,} of the objects to upload {are}:\n"
+            f"{listed([f'{recorded}  [{recorded.name}]' for recorded in spoilt])}\n"
+            f"A disk or a program changed them here. Nothing is pushed. Next:\n"
+            f"  make verify\n  make push"
+        )
+    repo.push(remote=place.name, run_cache=True)
     repair(place, cache, find_faults(place, cache, of_runs, depth))
     verify(repo, place, depth)
 
@@ -119,20 +135,22 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
     )
 
 
-def listed(faults: Sequence[Fault]) -> str:
-    """Name faults, one a line, up to a number."""
-    lines = [f"  {fault}" for fault in faults[:LISTED]]
-    if len(faults) > LISTED:
-        lines.append(f"  and {len(faults) - LISTED:,} more")
-    return "\n".join(lines)
-
-
 def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
-    """Give the command that makes the objects again by running their stages, in their order."""
+    """Give the commands that make the objects again: of stages in their order, of files added."""
     broken = {fault.recorded.stage for fault in faults}
     in_order = reversed([*topological_sort(repo.index.graph)])  # edges lead to what is needed
-    stages = [stage.addressing for stage in in_order if stage.addressing in broken]
-    return f"dvc repro --single-item --force {' '.join(stages)}"
+    stages = [stage for stage in in_order if stage.addressing in broken]
+    made = [stage.addressing for stage in stages if not stage.is_data_source]
+    commands = [
+        f"dvc update {stage.addressing}"
+        if stage.is_import
+        else f"dvc add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
+        for stage in stages
+        if stage.is_data_source
+    ]
+    if made:
+        commands.append(f"dvc repro --single-item --force {' '.join(made)}")
+    return "\n  ".join(commands)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -183,7 +201,8 @@ def run(options: argparse.Namespace) -> None:
             try:
                 match options.act:
                     case "pull":
-                        pull(repo, place)
+                        with lock_repo(repo):  # also between the steps, that nobody begins a run
+                            pull(repo, place)
                     case "push":
                         push(repo, place, options.depth or "size")
                     case _:

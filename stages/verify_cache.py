@@ -2,8 +2,9 @@
 
 DVC takes a read-only object for good without reading it. A spoilt one comes back from the working
 tree, if the file there is a sound copy, or from the default remote. What neither has is taken
-away, also from the working tree and the scratch, so that `make run` makes it anew; its bytes are
-kept in .work/spoilt, for no stage makes what a person added.
+away, also from the working tree and the scratch, so that `make run` makes it anew. Its bytes are
+kept in .work/spoilt either way: they may be a person's work, written through a hard link. What
+dvc.lock records and the cache lacks is named, too.
 """
 
 import argparse
@@ -18,9 +19,10 @@ from dvc.repo import Repo
 
 from stages.harness.paths import clear_errors
 from stages.harness.scratch import work_dir
+from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
-from stages.storage.recorded import recorded_objects
-from stages.storage.spoilt import Spoilt, mend_from_remote, mend_from_tree, spoilt_objects
+from stages.storage.recorded import Recorded, recorded_objects
+from stages.storage.spoilt import Spoilt, spoilt_objects
 
 ASIDE = "spoilt"  # below .work
 say = functools.partial(print, flush=True)
@@ -30,74 +32,66 @@ def run(repo: Repo) -> None:
     """Verify the cache of a repository, and mend what can be mended.
 
     Raises:
-        ValueError: if an object of this commit is lost; each is named, with its stage.
+        ValueError: if the cache lacks an object of this commit, or had to lose it; each is named.
         OSError: if the disk fails.
     """
     root, cache = Path(repo.root_dir), repo.cache.local
     outs = [Path(out.fs_path) for out in repo.index.outs if out.use_cache]
+    scratch = [path for path in (root / work_dir()).glob("*") if path.name != ASIDE]
     wanted = recorded_objects(repo, [cache])
-    count, spoilt = spoilt_objects(cache, wanted, [*outs, root / work_dir()])
-    if not spoilt:
-        say(f"{count:,} objects read and hashed, nothing amiss.")
-        return
-    aside = root / work_dir() / ASIDE
-    for one in spoilt:
-        one.take_away(aside)
-    remaining = _mended(spoilt, root, repo)
-    mended = [one for one in spoilt if one not in remaining]
-    for one in mended:
-        (aside / one.recorded.name).unlink()
-    _put_back(repo, mended)
-    lost = [one for one in remaining if one.is_of_this_commit]
-    for one in remaining:
-        if not one.is_of_this_commit:
-            say(f"changed  {one.recorded} [{one.recorded.name}]; taken away, for nothing has it")
-    if lost:
-        names = "\n".join(f"  {one.recorded} [{one.recorded.name}]" for one in lost)
-        stages = {one.recorded.stage for one in lost}
-        added = sorted(stage for stage in stages if stage.endswith(".dvc"))
-        made = ", ".join(sorted(stages - {*added}))
-        advice = [f"`make run` makes anew what stages made ({made})."] if made else []
-        if added:
-            advice.append(
-                f"No stage makes what {', '.join(added)} name: get it again, `dvc add` it."
-            )
+    count, spoilt = spoilt_objects(cache, wanted, [*outs, *scratch])
+    backup = Backup(repo)
+    for one in spoilt:  # each to its end: a kill leaves the rest as it is, to be found again
+        kept = one.keep(root / work_dir() / ASIDE)
+        if one.mend_from_tree(root):
+            done = "mended from the working tree"
+        elif backup.mends(one):
+            done = f"mended from {backup.address}"
+        else:
+            one.take_away()
+            done = "taken away, for nothing has it"
+        say(f"changed  {_named(one.recorded)}; {done}; as it was: {kept.relative_to(root)}")
+    wanted = recorded_objects(repo, [cache])  # more than before, if the list of a folder is mended
+    absent = [one for one in wanted if not Path(cache.oid_to_path(one.name)).exists()]
+    if absent:
         raise ValueError(
-            f"of {count:,} objects, {len(spoilt):,} were changed, and {len(lost):,} of this commit "
-            f"are in no other place; they are taken away, as they are now, to {aside}:\n{names}\n"
-            f"Next: {' '.join(advice)}"
+            f"{count:,} objects read and hashed, {len(spoilt):,} were changed. Of {len(wanted):,} "
+            f"of this commit, {len(absent):,} are not in the cache:\n"
+            f"{listed([_named(one) for one in absent])}\n"
+            f"Next: {' '.join(_advice(absent, repo))}"
         )
-    say(
-        f"{count:,} objects read and hashed, {len(spoilt):,} were changed; all that is "
-        "recorded is sound again."
-    )
+    result = f"{len(spoilt):,} were changed; all is sound again" if spoilt else "nothing amiss"
+    say(f"{count:,} objects read and hashed, {result}.")
 
 
-def _mended(spoilt: Sequence[Spoilt], root: Path, repo: Repo) -> list[Spoilt]:
-    """Mend from the tree, then from the remote; give what remains."""
-    cache = repo.cache.local
-    remaining = []
-    for one in spoilt:
-        if mend_from_tree(one, root, cache):
-            say(f"changed  {one.recorded} [{one.recorded.name}]; mended from the working tree")
-        else:
-            remaining.append(one)
-    place = _place(repo) if remaining else None
-    if not place:
-        return remaining
-    lost: list[Spoilt] = []
-    for number, one in enumerate(remaining):
+class Backup:
+    """The default remote: opened for the first object that needs it, let go of once it fails."""
+
+    def __init__(self, repo: Repo) -> None:
+        """Take the repository whose config names it."""
+        self._repo = repo
+        self._place: Place | None = None
+        self._is_tried = False
+
+    @property
+    def address(self) -> str:
+        """Tell where it is."""
+        return self._place.address if self._place else ""
+
+    def mends(self, one: Spoilt) -> bool:
+        """Try to mend an object from it."""
+        if not self._is_tried:
+            self._is_tried = True
+            self._place = _place(self._repo)
+        if not self._place:
+            return False
         try:
-            is_mended = mend_from_remote(one, place, cache)
+            return one.mend_from_remote(self._place)
         except (BotoCoreError, SshError, OSError) as error:
-            why = error if isinstance(error, OSError) else place.explained(error)
+            why = error if isinstance(error, OSError) else self._place.explained(error)
             say(f"nothing more can be mended from the remote: {why}")
-            return lost + remaining[number:]
-        if is_mended:
-            say(f"changed  {one.recorded} [{one.recorded.name}]; mended from {place.address}")
-        else:
-            lost.append(one)
-    return lost
+            self._place = None
+            return False
 
 
 def _place(repo: Repo) -> Place | None:
@@ -112,13 +106,23 @@ def _place(repo: Repo) -> Place | None:
         return None
 
 
-def _put_back(repo: Repo, mended: Sequence[Spoilt]) -> None:
-    """Let the working tree have again what was taken away there, file by file."""
-    root = Path(repo.root_dir)
-    outs = {Path(out.fs_path) for out in repo.index.outs if out.use_cache}
-    files = [link for one in mended for link in one.links if outs & {link, *link.parents}]
-    if files:
-        repo.checkout(targets=sorted(str(file.relative_to(root)) for file in files))
+def _advice(absent: Sequence[Recorded], repo: Repo) -> list[str]:
+    """Say how the cache gets what it lacks."""
+    stages = {one.stage for one in absent}
+    added = sorted(stage for stage in stages if stage.endswith(".dvc"))
+    made = ", ".join(sorted(stages - {*added}))
+    advice = []
+    if repo.config["core"].get("remote"):
+        advice.append("`make pull` fetches what the remote has.")
+    if made:
+        advice.append(f"`make run` makes anew what stages made ({made}).")
+    if added:
+        advice.append(f"No stage makes what {', '.join(added)} name: get it again, `dvc add` it.")
+    return advice
+
+
+def _named(recorded: Recorded) -> str:
+    return f"{recorded} [{recorded.name}]"
 
 
 def main() -> None:

@@ -224,3 +224,27 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="will not replace it"):
         run("slow", "fast", tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_page_is_replaced_by_the_next_one(tmp_path: Path) -> None:
+    run("slow", "fast", tmp_path / "page")
+    run("fast", "fast", tmp_path / "page")
+    assert "No param differs." in (tmp_path / "page/index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("made_by", ["compare", "somebody"])
+def test_a_folder_with_a_page_and_somebody_s_files_is_not_replaced(
+    tmp_path: Path, made_by: str
+) -> None:
+    (tmp_path / "index.html").write_text("a site of mine")
+    if made_by == "compare":
+        run("slow", "fast", tmp_path / "page")
+        (tmp_path / "page").replace(tmp_path / "site")
+        (tmp_path / "site/notes.txt").write_text("mine")
+        out, strange = tmp_path / "site", "notes.txt"
+    else:
+        out, strange = tmp_path, "index.html"
+    before = sorted(out.rglob("*"))
+    with pytest.raises(FileExistsError, match=f"no comparison made .*{strange}"):
+        run("slow", "fast", out)
+    assert sorted(out.rglob("*")) == before

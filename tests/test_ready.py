@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -46,6 +46,26 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 Path("child").write_text(str(child.pid))
 Path("listens").touch()
 time.sleep(60)
+"""
+COUNT = """
+import signal, time
+from pathlib import Path
+asked = 0
+def count(*_):
+    global asked
+    asked += 1
+signal.signal(signal.SIGTERM, count)
+Path("listens").touch()
+while not asked:
+    time.sleep(0.01)
+time.sleep(0.5)
+Path("asked").write_text(str(asked))
+"""
+PASS_ON = """
+import signal, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", {program!r}])
+signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+child.wait()
 """
 HOLD_SCRATCH = """
 import time
@@ -116,6 +136,26 @@ def test_one_that_does_not_listen_is_killed_with_its_children(tree: Path) -> Non
         assert is_gone(int((tree / "child").read_text()))
 
 
+@pytest.mark.parametrize("trap", ["", "trap : TERM; "], ids=["dies", "lives_on"])
+def test_a_stage_below_a_shell_is_asked_too(tree: Path, trap: str) -> None:
+    """A shell tells its children nothing, whether it ends or not."""
+    (tree / "save.py").write_text(SAVE)
+    command = ["sh", "-c", f"{trap}{sys.executable} save.py; true"]
+    with left_over(tree, f"import os; os.execvp('sh', {command})") as stage:
+        wait_for(tree / "listens")
+        ready.run(tree, patience_s=20)
+        assert is_gone(stage.pid)
+    assert (tree / "saved").exists()
+
+
+def test_what_a_program_tells_its_children_is_not_told_twice(tree: Path) -> None:
+    """As torchrun does; a trainer that is asked twice ends without a checkpoint."""
+    with left_over(tree, PASS_ON.format(program=COUNT)):
+        wait_for(tree / "listens")
+        ready.run(tree)
+    assert (tree / "asked").read_text() == "1"
+
+
 def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
@@ -126,11 +166,19 @@ def test_a_stage_of_another_tree_is_left_alone(tree: Path, tmp_path: Path) -> No
 
 
 @contextmanager
-def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a program that is told by its command to be DVC, until it is there."""
-    (tree / "dvc").write_text(f"{program}\nimport time; print(flush=True); time.sleep(60)")
-    command = [sys.executable, str(tree / "dvc"), "repro"]
-    process = subprocess.Popen(command, cwd=tree, stdout=subprocess.PIPE)
+def living_dvc(
+    tree: Path, program: str = "", words: Sequence[str] = ("dvc.py", "repro")
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a program in the place of DVC, until it is there."""
+    for name in {"dvc.py", "sync.py"}:
+        text = f"{program}\nimport time; print(flush=True); time.sleep(60)"
+        (tree / name).write_text(text)
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        stdout=subprocess.PIPE,
+    )
     try:
         assert process.stdout
         with process.stdout:
@@ -141,10 +189,26 @@ def living_dvc(tree: Path, program: str = "") -> Iterator["subprocess.Popen[byte
         process.wait()
 
 
-def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path) -> None:
+WAYS = [
+    ("-m", "dvc", "repro"),
+    ("-P", "-m", "dvc", "repro"),
+    ("sync.py",),  # a program of somebody's own, by DVC's `Repo`, as `stages.share` is
+]
+
+
+def write_rwlock(tree: Path, pid: int) -> None:
+    info = {"pid": pid, "cmd": "dvc repro"}
+    (tree / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"/out": info}}))
+
+
+@pytest.mark.parametrize("words", WAYS, ids=" ".join)
+@pytest.mark.parametrize("copy", [".", ".dvc/tmp/exps/tmp1"])
+def test_a_stage_whose_dvc_lives_is_no_orphan(tree: Path, words: list[str], copy: str) -> None:
     env = {**os.environ, "DVC_STAGE": "train@64", "DVC_ROOT": str(tree)}
     start = f"subprocess.Popen([sys.executable, '-c', {SLEEP!r}], env={env!r}, stdout=-3)"
-    with living_dvc(tree, f"import subprocess, sys; {start}") as dvc:
+    (tree / copy / ".dvc/tmp").mkdir(parents=True, exist_ok=True)
+    with living_dvc(tree, f"import subprocess, sys; {start}", words) as dvc:
+        write_rwlock(tree / copy, dvc.pid)
         assert orphans(tree) == []
         dvc.kill()
         dvc.wait()
@@ -223,21 +287,37 @@ def wait_until_gone(process: psutil.Process) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.parametrize("words", WAYS, ids=" ".join)
 @pytest.mark.parametrize("lock", ["lock", "rwlock"])
 def test_a_dvc_at_work_is_named_and_nothing_is_touched(
-    tree: Path, monkeypatch: pytest.MonkeyPatch, lock: str
+    tree: Path, monkeypatch: pytest.MonkeyPatch, lock: str, words: list[str]
 ) -> None:
     monkeypatch.setattr(ready, "SOON_S", 0.1)
     (tree / "dvc.lock").write_text("schema")
-    with living_dvc(tree, HOLD if lock == "lock" else "") as dvc:
+    copied = tree / "models/.mL9PBgbAocotgKT8YW-B_Q.tmp"  # as a pull copies from the cache
+    copied.parent.mkdir()
+    copied.touch()
+    with living_dvc(tree, HOLD if lock == "lock" else "", words) as dvc:
         if lock == "rwlock":
-            info = {"pid": dvc.pid, "cmd": "dvc repro"}
-            (tree / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"/out": info}}))
+            write_rwlock(tree, dvc.pid)
         with pytest.raises(BlockingIOError, match=rf"process {dvc.pid} .*\n  kill {dvc.pid}"):
             ready.run(tree)
         assert (tree / "dvc.lock").read_text() == "schema"
+        assert copied.exists()
     ready.run(tree)
     assert not (tree / "dvc.lock").exists()  # it held nothing, and DVC refuses an empty one
+    assert not copied.exists()
+
+
+def test_a_lock_whose_holder_is_out_of_sight_is_respected(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ready, "SOON_S", 0.1)
+    with (
+        living_dvc(tree, HOLD.replace("str(os.getpid())", "'4194305'")),
+        pytest.raises(BlockingIOError, match="held by a process that is not to be seen"),
+    ):
+        ready.run(tree)
 
 
 def test_a_dvc_that_let_go_of_its_lock_blocks_nothing(tree: Path) -> None:
@@ -264,28 +344,41 @@ def test_a_copy_that_dvc_did_not_finish_goes_and_nobody_else_s_file(tree: Path) 
 
 def test_a_number_that_another_program_has_by_now_blocks_nothing(tree: Path) -> None:
     (tree / ".dvc/tmp/lock").write_text(f"{os.getpid()}\n")  # pytest's
-    info = {"pid": os.getpid(), "cmd": "dvc repro"}
-    (tree / ".dvc/tmp/rwlock").write_text(json.dumps({"write": {"/out": info}}))
+    write_rwlock(tree, os.getpid())
+    before = psutil.Process().create_time() - 60.0
+    os.utime(tree / ".dvc/tmp/rwlock", (before, before))
     assert dvc_at_work(tree) is None
     ready.run(tree)
     assert not (tree / ".dvc/tmp/rwlock").exists()
 
 
 @pytest.mark.parametrize(
-    ("config", "local", "wanted"),
+    ("of_user", "config", "local", "wanted"),
     [
-        ("", "", ".dvc/cache"),
-        ("[core]\nanalytics = false\n[cache]\ntype = hardlink\n", "", ".dvc/cache"),
-        ("[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
-        ("[cache]\ndir = ../shared\n", "[cache]\n    dir = /own/100%\n", "/own/100%"),
+        ("", "", "", ".dvc/cache"),
+        ("", "[core]\nanalytics = false\n[cache]\ntype = hardlink\n", "", ".dvc/cache"),
+        ("", "[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
+        ("", "[cache]\ndir = ../shared\n", "[cache]\n    dir = /own/100%\n", "/own/100%"),
+        ("[cache]\ndir = /mine\n", "", "", "/mine"),
+        ('[cache]\ndir = "/my cache"\n', "", "", "/my cache"),
+        ("[cache]\ndir = /mine\n", "[cache]\ndir = ../shared\n", "", ".dvc/../shared"),
     ],
 )
 def test_the_cache_is_where_dvc_s_config_says(
-    tree: Path, config: str, local: str, wanted: str
+    tree: Path, monkeypatch: pytest.MonkeyPatch, of_user: str, config: str, local: str, wanted: str
 ) -> None:
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tree / "home"))  # ~/.config/dvc by default
+    (tree / "home").mkdir()
+    (tree / "home/config").write_text(of_user)
     (tree / ".dvc/config").write_text(config)
     (tree / ".dvc/config.local").write_text(local)
     assert cache_folder(tree) == tree / wanted
+
+
+def test_a_config_that_dvc_cannot_read_is_told_in_words(tree: Path) -> None:
+    (tree / ".dvc/config").write_text("[cache\n")
+    with pytest.raises(ValueError, match="DVC's config "):
+        cache_folder(tree)
 
 
 WHOLE = (ROOT / "dvc.lock").read_text("utf-8")

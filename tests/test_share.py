@@ -16,6 +16,7 @@ from tests.ssh_server import SshServer, ssh_server
 
 LEAF = hashlib.md5(b"leaf 2 of 1").hexdigest()  # of tree/2
 TREE = "457ff691e84bf9ebc5093baf0d91f857.dir"
+REPORT = hashlib.md5(b'{"files": 3}\n').hexdigest()  # of count.json, which Git holds
 COUNT = hashlib.md5(b"33\n").hexdigest()  # of the file `count`
 
 
@@ -197,9 +198,41 @@ def test_a_push_mends_what_dvc_believes_to_be_there(shared: Shared) -> None:
     assert pushed.returncode == 0, pushed.stderr
     assert "missing  tree/2" in pushed.stdout
     assert "changed  count" in pushed.stdout
-    assert ": 1 bytes, not 3" in pushed.stdout
+    assert ", 1 bytes, not 3; mended" in pushed.stdout
     assert shared.object(LEAF).read_bytes() == b"leaf 2 of 1"
     assert shared.object(COUNT).read_bytes() == b"33\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (LEAF, f"tree/2  [{LEAF}]"),
+        (TREE, f"tree/ (the list of its files)  [{TREE}]"),
+        (REPORT, f"count.json  [{REPORT}]"),
+    ],
+    ids=["file", "list", "report"],
+)
+def test_what_is_spoilt_in_the_cache_is_not_pushed(shared: Shared, name: str, told: str) -> None:
+    cached = shared.graph.folder / ".dvc/cache/files/md5" / name[:2] / name[2:]
+    replace(cached, b"?" + cached.read_bytes()[1:])
+    refused = shared.graph.share("push")
+    assert refused.returncode == 1
+    assert f"1 of the objects to upload hashes to another name:\n  {told}\n" in refused.stderr
+    assert "\n  make verify\n" in refused.stderr
+    assert not [path for path in shared.store.rglob("*") if path.is_file()]
+
+
+def test_what_is_spoilt_in_the_cache_and_sound_in_the_remote_hinders_no_push(
+    shared: Shared,
+) -> None:
+    assert shared.graph.share("push").returncode == 0
+    cached = shared.graph.folder / ".dvc/cache/files/md5" / LEAF[:2] / LEAF[2:]
+    replace(cached, b"another length")
+    for act in ("push", "verify"):
+        done = shared.graph.share(act)
+        assert done.returncode == 0, done.stderr
+        assert "nothing amiss" in done.stdout
+    assert shared.object(LEAF).read_bytes() == b"leaf 2 of 1"
 
 
 def test_a_damaged_list_of_a_folder_is_mended(shared: Shared) -> None:
@@ -240,6 +273,42 @@ def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> N
     assert command in refused.stderr
     clone.call(*command.split())
     assert "up to date" in clone.call("dvc", "status")
+
+
+def test_a_pull_tells_what_was_fetched_and_hashed_from_what_was_there(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    set_remote(graph, str(tmp_path / "store"))
+    assert graph.share("push").returncode == 0
+    clone = graph.clone(tmp_path / "theirs")
+    told = clone.share("pull").stdout
+    assert "5 objects are in place: 5 fetched, and hashed on arrival; 0 that the cache had" in told
+    (clone.folder / ".dvc/cache/files/md5" / COUNT[:2] / COUNT[2:]).unlink()
+    told = clone.share("pull").stdout
+    assert ": 1 fetched, and hashed on arrival; 4 that the cache had, not read again" in told
+
+
+def test_what_no_stage_makes_is_to_be_added_again(graph: SharedGraph, tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    set_remote(graph, str(tmp_path / "store"))
+    mine = b"an export of years"
+    (graph.folder / "mine").write_bytes(mine)
+    graph.call("dvc", "add", "--quiet", "mine")
+    graph.commit("Mine")
+    assert graph.share("push").returncode == 0
+    shared = Shared(graph, tmp_path / "store")
+    shared.object(hashlib.md5(mine).hexdigest()).unlink()
+    shared.object(COUNT).unlink()
+    clone = graph.clone(tmp_path / "theirs")
+    refused = clone.share("pull")
+    assert "\n  dvc add mine  # when you have it again" in refused.stderr
+    assert "\n  dvc repro --single-item --force count\n" in refused.stderr
+    (clone.folder / "mine").write_bytes(mine)
+    clone.call("dvc", "add", "mine")
+    clone.call("dvc", "repro", "--single-item", "--force", "count")
+    assert clone.share("push").returncode == 0
+    assert graph.share("verify").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,81 @@ def test_a_spoilt_object_in_the_remote_is_not_taken_for_good(linked: SharedGraph
     assert not object_of(linked, LEAF).exists()
 
 
+def test_what_a_person_wrote_through_a_hard_link_is_kept_and_told(linked: SharedGraph) -> None:
+    linked.call("dvc", "remote", "add", "--default", "storage", "../remote")
+    linked.call("dvc", "push", "--quiet")
+    edits = (b"my own caption", b"another caption of mine")
+    for edit in edits:
+        (linked.folder / "tree/2").chmod(0o644)
+        with (linked.folder / "tree/2").open("r+b") as file:
+            file.write(edit)
+        done = verify(linked)
+        assert done.returncode == 0, done.stderr
+        kept = f".work/spoilt/{md5(LEAF).hexdigest()}.{md5(edit).hexdigest()}"
+        assert f"; as it was: {kept}\n" in done.stdout
+        assert (linked.folder / "tree/2").read_bytes() == LEAF
+    assert {path.read_bytes() for path in (linked.folder / ".work/spoilt").iterdir()} == {*edits}
+
+
+def test_what_the_cache_lacks_is_named_until_it_is_there(linked: SharedGraph) -> None:
+    rot(object_of(linked, LEAF))
+    assert verify(linked).returncode == 1
+    again = verify(linked)
+    assert again.returncode == 1
+    assert "Of 5 of this commit, 1 are not in the cache:" in again.stderr
+    assert f"  tree/2 [{md5(LEAF).hexdigest()}]\n" in again.stderr
+    linked.call("dvc", "repro")
+    assert "nothing amiss" in verify(linked).stdout
+
+
+# Dies as by SIGKILL before the n-th change of a file in the cache, the tree or .work.
+VERIFY_AND_DIE = """
+import os, sys
+from stages.verify_cache import Repo, run
+left = int(sys.argv[1])
+def count(event, arguments):
+    global left
+    if event in ("os.link", "os.remove", "os.rename", "os.chmod"):
+        if any(place in str(arguments[0]) for place in ("/files/md5/", "/tree/", "/spoilt/")):
+            left -= 1
+            if not left:
+                os._exit(9)
+with Repo() as repo:
+    sys.addaudithook(count)
+    run(repo)
+"""
+
+
+@pytest.mark.parametrize("has_remote", [True, False])
+def test_a_verify_that_is_killed_is_made_good_by_the_next(
+    linked: SharedGraph, has_remote: bool
+) -> None:
+    if has_remote:
+        linked.call("dvc", "remote", "add", "--default", "storage", "../remote")
+        linked.call("dvc", "push", "--quiet")
+    status, moment = 9, 0
+    while status == 9:
+        moment += 1
+        shutil.rmtree(linked.folder / ".work", ignore_errors=True)
+        rot(object_of(linked, LEAF))
+        status = linked.attempt(sys.executable, "-c", VERIFY_AND_DIE, str(moment)).returncode
+        done = verify(linked)
+        if has_remote:
+            assert done.returncode == 0, done.stderr
+            assert (linked.folder / "tree/2").read_bytes() == LEAF
+        else:
+            assert done.returncode == 1
+            assert "tree/2" in done.stderr
+            assert not (linked.folder / "tree/2").exists()
+            assert not object_of(linked, LEAF).exists()
+            object_of(linked, LEAF).write_bytes(LEAF)  # as a run would
+            (linked.folder / "tree/2").hardlink_to(object_of(linked, LEAF))
+        assert object_of(linked, LEAF).read_bytes() == LEAF
+        (kept,) = (linked.folder / ".work/spoilt").iterdir()
+        assert kept.read_bytes() != LEAF
+    assert moment > 4
+
+
 def test_a_remote_that_is_gone_is_named_and_the_rest_is_done(linked: SharedGraph) -> None:
     linked.call("dvc", "remote", "add", "--default", "storage", "../remote")
     rot(object_of(linked, LEAF))

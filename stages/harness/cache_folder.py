@@ -1,17 +1,33 @@
 """DVC's cache: where it lies, and whether one may write to it."""
 
-import configparser
 import os
 from pathlib import Path
 
-CONFIGS = ("config", "config.local")  # below .dvc; the second is this machine's, and wins
+from configobj import ConfigObj, ConfigObjError
+from dvc.dirs import global_config_dir, system_config_dir
 
 
 def cache_folder(root: Path) -> Path:
-    """Find the cache of a repository, by default .dvc/cache."""
-    settings = configparser.ConfigParser(interpolation=None)
-    settings.read([root / ".dvc" / name for name in CONFIGS], encoding="utf-8")
-    return root / ".dvc" / settings.get("cache", "dir", fallback="cache")
+    """Find the cache of a repository, by default .dvc/cache.
+
+    Raises:
+        ValueError: if a config of DVC's cannot be read.
+    """
+    cache = root / ".dvc/cache"
+    for path in _configs(root):
+        try:
+            settings = ConfigObj(str(path), interpolation=False, encoding="utf-8")
+        except ConfigObjError as error:
+            raise ValueError(f"DVC's config {path}: {error}") from error
+        if folder := settings.get("cache", {}).get("dir"):
+            cache = path.parent / Path(folder).expanduser()
+    return cache
+
+
+def _configs(root: Path) -> list[Path]:
+    """List DVC's config files, of the machine, the user, all clones and this one; a later wins."""
+    folders = (Path(system_config_dir()), Path(global_config_dir()), root / ".dvc")
+    return [*(folder / "config" for folder in folders), root / ".dvc/config.local"]
 
 
 def check_writable(root: Path) -> None:

@@ -39,8 +39,8 @@ def find_faults(place: Place, cache: Any, wanted: Sequence[Recorded], depth: Dep
         place: the remote.
         cache: DVC's local object database; sizes are known of what it holds.
         wanted: the objects that should be there.
-        depth: `size` lists the remote, and so finds what is absent, cut short or, on S3, of
-            another ETag. `content` also reads and hashes every object.
+        depth: `size` lists the remote, and so finds what is absent; it reads what is of another
+            size than in the cache, or, on S3, of another ETag. `content` reads every object.
 
     Returns:
         The faults, in the order of `wanted`.
@@ -90,16 +90,16 @@ def _look(
     if there is None:
         return Fault(recorded=recorded, kind="missing", detail="")
     size = cached_size(cache, recorded)
-    if size is not None and there["size"] != size:
-        detail = f": {there['size']:,} bytes, not {size:,}"
-        return Fault(recorded=recorded, kind="changed", detail=detail)
-    if depth == "content" or _is_suspicious(there, recorded):
+    is_of_another_size = size is not None and there["size"] != size  # one of the two is spoilt
+    if depth == "content" or is_of_another_size or _is_suspicious(there, recorded):
         try:
             found = _hash(place, recorded)
         except (PermissionError, ClientPayloadError) as error:  # of this one; the rest may do
             return Fault(recorded=recorded, kind="unreadable", detail=f": {error}")
         if found != recorded.md5:
-            return Fault(recorded=recorded, kind="changed", detail=f": its bytes hash to {found}")
+            sizes = f", {there['size']:,} bytes, not {size:,}" if is_of_another_size else ""
+            detail = f": its bytes hash to {found}{sizes}"
+            return Fault(recorded=recorded, kind="changed", detail=detail)
     return None
 
 

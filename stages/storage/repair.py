@@ -1,7 +1,10 @@
 """Put objects back into a remote from the local cache, if they are sound there."""
 
+import functools
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,14 @@ def is_sound(cache: Any, recorded: Recorded) -> bool:
             return hashlib.file_digest(file, "md5").hexdigest() == recorded.md5
     except FileNotFoundError:
         return False
+
+
+def spoilt_of(cache: Any, objects: Sequence[Recorded]) -> list[Recorded]:
+    """List those of some objects that the local cache has, but with other bytes."""
+    here = [one for one in objects if Path(cache.oid_to_path(one.name)).exists()]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        verdicts = pool.map(functools.partial(is_sound, cache), here)
+        return [one for one, is_whole in zip(here, verdicts, strict=True) if not is_whole]
 
 
 def repair(place: Place, cache: Any, faults: Sequence[Fault]) -> list[Fault]:

@@ -1,28 +1,32 @@
 """Objects of the local cache whose bytes are not those of their name, and how to get them back.
 
 An object of the cache, a file of the working tree and one of the scratch may be one file under
-three names (hard links). What spoils one spoils all, so all names of a spoilt file go.
+three names (hard links). What spoils one spoils all, so all names of a spoilt file are mended, or
+go. The object itself does last: whatever is killed, it is spoilt still, and found again.
 """
 
 import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.harness.files import replacing
+from stages.harness.files import link_or_copy, replacing
 from stages.harness.progress import Progress
 from stages.storage.place import Place
 from stages.storage.recorded import LISTING, Recorded
-from stages.storage.repair import is_sound
 
 NAME = re.compile(r"[0-9a-f]{32}(\.dir)?")
 UNKNOWN = Recorded(name="", path="a file of another commit", stage="")
 READ_ONLY = 0o444  # how DVC keeps objects
+
+
+class _NotSoundEitherError(Exception):
+    """What was to mend an object has other bytes than its name tells."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +35,7 @@ class Spoilt:
 
     recorded: Recorded  # its path says so if no file of this commit has that name
     object: Path
+    found: str  # what its bytes hash to; 32 hex digits
     links: tuple[Path, ...]  # other names of the same file, in the tree or the scratch
 
     @property
@@ -38,15 +43,48 @@ class Spoilt:
         """Whether dvc.lock names it."""
         return bool(self.recorded.stage)
 
-    def take_away(self, aside: Path) -> None:
-        """Take all its names from the file, so that nobody takes it for good; keep its bytes.
+    def keep(self, aside: Path) -> Path:
+        """Keep its bytes, which may be a person's work; gives where.
 
         Args:
-            aside: a folder, made if need be.
+            aside: a folder, made if need be. What else was kept there stays.
         """
-        aside.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.object, aside / self.recorded.name)
-        for path in self.links:
+        kept = aside / f"{self.recorded.name}.{self.found}"
+        if not kept.exists():  # it does if a kill came between this and the mending
+            link_or_copy(self.object, kept)
+        return kept
+
+    def mend_from_tree(self, root: Path) -> bool:
+        """Take the bytes from the working tree, where the file may be a sound copy of its own."""
+        file = root / self.recorded.path
+        if not self.is_of_this_commit or not file.is_file() or _hash(file) != self.recorded.md5:
+            return False
+        return self._is_mended(lambda scratch: shutil.copyfile(file, scratch))
+
+    def mend_from_remote(self, place: Place) -> bool:
+        """Take the bytes from a remote, if they are sound there."""
+        there = place.objects.oid_to_path(self.recorded.name)
+        return self._is_mended(lambda scratch: place.fs.fs.get_file(there, str(scratch)))
+
+    def _is_mended(self, fetch: Callable[[Path], Any]) -> bool:
+        """Put fetched bytes under all its names, if they are the right ones."""
+        try:
+            with replacing(self.object) as scratch:
+                scratch.unlink(missing_ok=True)  # one that a kill left is a file of the tree, too
+                fetch(scratch)
+                if _hash(scratch) != self.recorded.md5:
+                    raise _NotSoundEitherError
+                scratch.chmod(READ_ONLY)
+                for path in self.links:
+                    if not path.is_symlink():  # which shows whatever the object is
+                        link_or_copy(scratch, path)
+        except (FileNotFoundError, _NotSoundEitherError):
+            return False
+        return True
+
+    def take_away(self) -> None:
+        """Take all its names from the file, so that nobody takes it for good."""
+        for path in (*self.links, self.object):
             path.unlink(missing_ok=True)
 
 
@@ -66,56 +104,27 @@ def spoilt_objects(
     objects = {name: path for path in Path(cache.path).glob("??/*") if (name := _name(path))}
     progress = Progress("verify cache", len(objects))
 
-    def look(name: str) -> bool:
-        is_whole = _hash(objects[name]) == name.removesuffix(LISTING)
+    def look(name: str) -> str:
+        found = _hash(objects[name])
         progress.advance()
-        return is_whole
+        return found
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        verdicts = zip(objects, pool.map(look, objects), strict=True)
-        bad = [name for name, is_whole in verdicts if not is_whole]
+        found = dict(zip(objects, pool.map(look, objects), strict=True))
     progress.close()
+    bad = [name for name in objects if found[name] != name.removesuffix(LISTING)]
     known = {recorded.name: recorded for recorded in wanted}
     links = _links([objects[name] for name in bad], folders)
     spoilt = [
         Spoilt(
             recorded=known.get(name) or Recorded(name=name, path=UNKNOWN.path, stage=""),
             object=objects[name],
+            found=found[name],
             links=tuple(links[objects[name]]),
         )
         for name in bad
     ]
     return len(objects), sorted(spoilt, key=lambda one: one.recorded.path)
-
-
-def mend_from_tree(spoilt: Spoilt, root: Path, cache: Any) -> bool:
-    """Take the bytes from the working tree, where the file may be a sound copy of its own."""
-    file = root / spoilt.recorded.path
-    if spoilt.is_of_this_commit and file.is_file():
-        with replacing(spoilt.object) as scratch:
-            shutil.copyfile(file, scratch)
-            scratch.chmod(READ_ONLY)
-    return _is_mended(spoilt, cache)
-
-
-def mend_from_remote(spoilt: Spoilt, place: Place, cache: Any) -> bool:
-    """Take the bytes from a remote, if they are sound there."""
-    there = place.objects.oid_to_path(spoilt.recorded.name)
-    try:
-        with replacing(spoilt.object) as scratch:
-            place.fs.fs.get_file(there, str(scratch))
-            scratch.chmod(READ_ONLY)
-    except FileNotFoundError:
-        return False
-    return _is_mended(spoilt, cache)
-
-
-def _is_mended(spoilt: Spoilt, cache: Any) -> bool:
-    """Tell whether an object is sound by now; what is not goes again."""
-    if is_sound(cache, spoilt.recorded):
-        return True
-    spoilt.object.unlink(missing_ok=True)
-    return False
 
 
 def _name(path: Path) -> str | None:
