@@ -309,6 +309,39 @@ def test_what_nobody_can_read_of_somebody_elses_merge_stops_the_release_until_it
         release(out, hidden=replace(licensed, merging_allowed=False))
 
 
+@pytest.mark.parametrize("is_forbidden", [False, True])
+def test_a_recipe_that_another_merger_copied_from_a_parent_is_not_believed(
+    winner: Path, is_forbidden: bool
+) -> None:
+    """A1111 copies its parents' metadata, and adds the two files that it merged."""
+    folder = winner.parent
+    hidden = write(folder / "hidden.safetensors", 9)
+    models = {digest(path): {"name": path.name} for path in (winner, hidden)}
+    metadata = {**read_header(winner).metadata, "sd_merge_models": json.dumps(models)}
+    del metadata[TENSORS_HASH]  # which would give it away
+    stranger = write(folder / "stranger.safetensors", 5, metadata)
+    assert read_lineage(metadata).recipe is None
+    with pytest.raises(ValueError, match="tells no ancestry"):
+        release(stranger)
+    out = folder / "again.safetensors"
+    merge_files({"s": stranger}, "s", out, "float16")
+    licensed = replace(ingredients(folder)["general"], path=str(stranger))
+    if is_forbidden:
+        forbidding = replace(licensed, path=str(hidden), merging_allowed=False)
+        with pytest.raises(ValueError, match=r"may not be merged.*'forbidden'"):
+            release(out, stranger=licensed, forbidden=forbidding)
+    else:
+        with pytest.raises(ValueError, match=rf"no licence is known.*{digest(stranger)}"):
+            release(out)
+        assert release(out, stranger=licensed).is_file()
+
+
+def test_a_release_is_believed_though_it_names_its_ancestors_for_others_too(winner: Path) -> None:
+    metadata = read_header(release(winner)).metadata
+    assert "sd_merge_models" in metadata
+    assert read_lineage(metadata).inputs() == read_lineage(read_header(winner).metadata).inputs()
+
+
 def test_a_source_without_a_licence_stops_the_release(winner: Path) -> None:
     known = ingredients(winner.parent)
     del known["general"]
