@@ -423,6 +423,23 @@ def test_capitals_nan_and_infinity_in_another_program_s_metadata_hide_no_ancesto
     assert ancestor.sd_merge_recipe == {"multiplier": "NaN", "other": "1e999"}
 
 
+@pytest.mark.parametrize("digits", ["0" * 64, f"{1:064x}", "f" * 64, "", "?" * 63 + "0", "g" * 64])
+@pytest.mark.parametrize("key", ["sd_merge_models", ANCESTRY])
+def test_an_ancestor_may_be_told_to_have_any_hash(tmp_path: Path, digits: str, key: str) -> None:
+    inputs = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
+    for path, values in zip(inputs.values(), (A, B), strict=True):
+        save_file(
+            {KEY: values}, path, {key: json.dumps({digits: {"name": "x", "legacy_hash": ""}})}
+        )
+    if key == ANCESTRY and not re.fullmatch("[0-9a-f]{64}", digits):
+        with pytest.raises(ValueError, match=r"a\.safetensors: .* names an ancestor by"):
+            merged(inputs, "0.5*a + 0.5*b")
+        return
+    merged(inputs, "0.5*a + 0.5*b")
+    lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
+    assert "x" in {ancestor.name for ancestor in lineage.ancestors.values()}
+
+
 def chain(length: int) -> dict[str, str]:
     """Tell of files each made of the one before it."""
     nodes: dict[str, dict[str, object]] = {"0" * 64: {"name": "base", "legacy_hash": ""}}

@@ -157,6 +157,8 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
         if _is_nested([recipe, ours]):
             raise ValueError(f"more than {MAX_NESTING} levels of brackets")
         ancestors = {sha256.lower(): Ancestor(**node) for sha256, node in ours.items()}
+        if odd := [key for key in ancestors if not SHA256.fullmatch(key)]:
+            raise ValueError(f"it names an ancestor by {odd[0][:80]!r}, not by a SHA-256")
         for told in _recipes(recipe, ancestors):
             told["inputs"] = {name: sha256.lower() for name, sha256 in told["inputs"].items()}
             if told.get("kind") == "merge" and not isinstance(told.get("expression"), str):

@@ -104,9 +104,10 @@ def merge_files(
         return header_bytes(plan.shapes, metadata)
 
     # The parents' hashes stand in the header, before the tensors, and take as long to compute as
-    # these: both at once, the header last. Equal parents make it shorter than what is left free.
+    # these: both at once, the header last. What stands for a hash meanwhile is none, for a file
+    # may name any; equal parents make the header shorter than what is left free.
     unknown = {
-        key: Parent(f"{i:064x}", "0" * 8, source.metadata)
+        key: Parent(f"{i:?>64}", "0" * 8, source.metadata)
         for i, (key, source) in enumerate(sources.items())
     }
     room = len(header(unknown, NO_HASH))
