@@ -612,6 +612,57 @@ def test_an_autoencoder_alone_is_baked_in_also_where_there_was_none(tmp_path: Pa
         merged({"a": files["whole"], "b": files["pruned"]}, "0.5*a + 0.5*b")
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_an_autoencoder_in_the_diffusers_layout_is_baked_in_as_what_it_is(
+    tmp_path: Path, tiny_sd: TinySD, is_old: bool
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    state = tiny_sd.vae.state_dict()
+    if is_old:
+        for now, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+            state = {key.replace(f".{now}.", f".{before}."): state[key] for key in state}
+        state = {key.replace(".to_out.0.", ".proj_attn."): state[key] for key in state}
+    vae = tmp_path / "v.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, vae)
+    found = merged({"a": a, "v": vae}, "parts(0 * a, vae=v)", dtype="float16")
+    for key, tensor in load_file(a).items():
+        baked = key.startswith("first_stage_model.") or key == POSITION_IDS
+        assert torch.equal(found[key], tensor if baked else torch.zeros_like(tensor)), key
+    assert found.keys() == load_file(a).keys()
+
+
+@pytest.mark.parametrize("in_diffusers_layout", [False, True])
+def test_a_part_that_does_not_fit_in_is_refused_though_nothing_else_is_merged_with_it(
+    tmp_path: Path, tiny_sd: TinySD, in_diffusers_layout: bool
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    vae = tiny_sd.vae.state_dict()
+    if not in_diffusers_layout:
+        start = "first_stage_model."
+        vae = {k.removeprefix(start): t for k, t in load_file(a).items() if k.startswith(start)}
+    whole = len(vae)
+    halves = {key: t.contiguous() for key, t in vae.items() if not key.startswith("encoder.")}
+    wide = {**vae, "decoder.conv_in.bias": torch.zeros(999)}
+    for tensors, count in ((halves, whole - len(halves)), (wide, 1)):
+        v = tmp_path / "v.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, v)
+        with pytest.raises(ValueError, match=f"{count} of {whole} keys differ") as refusal:
+            merged({"a": a, "v": v}, "parts(a, vae=v)")
+        assert str(refusal.value).count("\n  first_stage_model.") == min(count, 5)
+    strange = {**tiny_sd.vae.state_dict(), "decoder.strange.weight": torch.zeros(1)}
+    save_file({key: tensor.contiguous() for key, tensor in strange.items()}, v)
+    with pytest.raises(ValueError, match=r"v\.safetensors: .*'decoder\.strange\.weight'"):
+        merged({"a": a, "v": v}, "parts(a, vae=v)")
+
+
+def test_another_text_encoder_does_not_fit_in_either(tmp_path: Path) -> None:
+    inputs = {"a": tmp_path / "a.safetensors", "t": tmp_path / "t.safetensors"}
+    save_file({KEY: A, POSITIONS: torch.zeros(7, 4)}, inputs["a"])
+    save_file({KEY: A, "cond_stage_model.model.ln_final.weight": A.clone()}, inputs["t"])
+    with pytest.raises(ValueError, match="2 of 2 keys differ"):
+        merged(inputs, "parts(a, text_encoder=t)")
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [

@@ -10,17 +10,18 @@ from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_d
 from stages.diffusion.writing import Output, writing
 from stages.lineage.ancestry import Parent, made_from
 from stages.lineage.digests import TENSORS_HASH
-from stages.merging.blocks import check_blocks, sources_by_key
+from stages.merging.autoencoder import with_bare_autoencoder
+from stages.merging.blocks import check_blocks, part_of, sources_by_key
 from stages.merging.expression import parse_expression
 from stages.merging.hashing import hashing
 from stages.merging.source import (
+    CONV_IN,
     FLOATS,
     Source,
     check_alike,
     check_names,
     is_inpainting,
     open_source,
-    with_bare_autoencoder,
     with_common_heads,
 )
 from stages.merging.terms import Weights, model_names, model_weights
@@ -141,15 +142,36 @@ def check_files(expression: str, inputs: Mapping[str, Path]) -> dict[str, Source
     if any(is_stable_diffusion(source.tensors) for source in sources.values()):
         sources = {name: with_bare_autoencoder(source) for name, source in sources.items()}
         sources = with_common_heads(sources)
-    pairs: dict[tuple[str, str], list[str]] = {}
     by_key = sources_by_key(weights, {name: source.tensors for name, source in sources.items()})
-    for key, (first, *others) in by_key.items():
-        for other in others:
-            pairs.setdefault((first, other), []).append(key)
-    for (first, other), keys in pairs.items():
+    for (first, other), keys in _merged_together(by_key, sources).items():
         check_alike(sources[first], sources[other], keys)
     check_blocks(weights, by_key)
     return sources
+
+
+def _merged_together(
+    by_key: Mapping[str, list[str]], sources: Mapping[str, Source]
+) -> dict[tuple[str, str], set[str]]:
+    """Say which files must be alike in which keys.
+
+    They are those that a tensor is made of, and, where a part is taken from one file alone, that
+    one and the first that has the part: it has to fit in where the other was. A UNet's first
+    layer may differ there, for that of an inpainting model may be taken whole.
+    """
+    pairs: dict[tuple[str, str], set[str]] = {}
+    taken: dict[str, set[str]] = {}
+    for key, names in by_key.items():
+        for other in names[1:]:
+            pairs.setdefault((names[0], other), set()).add(key)
+        if part := part_of(key):
+            taken.setdefault(part, set()).update(names)
+    for part, names_of_it in taken.items():
+        of_part = {n: {k for k in s.tensors if part_of(k) == part} for n, s in sources.items()}
+        first = next(name for name in sources if of_part[name])
+        for other in (name for name in sources if name in names_of_it - {first}):
+            both = (of_part[first] | of_part[other]) - {CONV_IN}
+            pairs.setdefault((first, other), set()).update(both)
+    return pairs
 
 
 def check_out(out: Path, inputs: Mapping[str, Path]) -> None:

@@ -1,6 +1,5 @@
 """The files that a merge reads: opened, normalised, and compared before any work."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from stages.diffusion.header import TensorEntry, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
     UNET,
-    VAE,
     is_stable_diffusion,
     normal_keys,
     other_file,
@@ -27,9 +25,6 @@ CONVERT = "Convert the file, or fetch its float16 version"
 SHOWN_KEYS = 5  # of those that differ
 OPENCLIP = "cond_stage_model.model."  # SD 2.x's text encoder
 CLIP_HEADS = tuple(OPENCLIP + name for name in ("logit_scale", "text_projection"))
-# keys of a file that holds an autoencoder alone, as people bake one in
-BARE_VAE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
-BARE_VAE_BESIDES = re.compile(r"(loss|model_ema)\.")  # what its training left in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +102,6 @@ def check_names(expression: str, wanted: Sequence[str], given: Mapping[str, Path
             f"{unused[0]}={given[unused[0]]} is given, but {expression!r} does not name "
             f"{unused[0]!r}; it names {', '.join(wanted)}. Use it there, or leave it away"
         )
-
-
-def with_bare_autoencoder(source: Source) -> Source:
-    """Give the tensors of a file that is an autoencoder alone the keys of a whole checkpoint's."""
-    own = {k: e for k, e in source.tensors.items() if not BARE_VAE_BESIDES.match(k)}
-    if not all(map(BARE_VAE.match, own)):
-        return source
-    tensors = {VAE + key: entry for key, entry in own.items()}
-    return Source(source.path, source.metadata, tensors)
 
 
 def with_common_heads(sources: Mapping[str, Source]) -> dict[str, Source]:
