@@ -302,6 +302,21 @@ def test_integers_and_position_ids_are_never_interpolated(tmp_path: Path) -> Non
     assert torch.equal(found[plain], torch.tensor([0, 2**40]))
 
 
+@pytest.mark.parametrize("stored", [torch.int64, torch.float16])
+def test_sdxl_s_position_ids_are_integers_that_are_never_interpolated(
+    tmp_path: Path, stored: torch.dtype
+) -> None:
+    key = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    ids = torch.arange(77).unsqueeze(0)
+    save_file({KEY: A, key: ids}, inputs["a"])
+    save_file({KEY: B, key: ids.to(stored)}, inputs["b"])
+    for expression in ("0.6*a + 0.3*b", "0.6*b + 0.3*a", "slerp(b, a, 0.3)"):
+        found = merged(inputs, expression, dtype="float16")[key]
+        assert found.dtype == torch.int64
+        assert torch.equal(found, ids)
+
+
 def test_a_merge_of_real_networks_loads_in_diffusers_models(
     tmp_path: Path, tiny_sd: TinySD
 ) -> None:
@@ -653,6 +668,20 @@ def test_a_part_that_does_not_fit_in_is_refused_though_nothing_else_is_merged_wi
     save_file({key: tensor.contiguous() for key, tensor in strange.items()}, v)
     with pytest.raises(ValueError, match=r"v\.safetensors: .*'decoder\.strange\.weight'"):
         merged({"a": a, "v": v}, "parts(a, vae=v)")
+
+
+def test_an_old_text_encoder_alone_is_read_by_its_normal_keys(
+    tmp_path: Path, tiny_sd: TinySD
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    start = "cond_stage_model.transformer."
+    own = {key: t + 1 for key, t in load_file(a).items() if key.startswith(start)}
+    old = {key.replace(".text_model.", "."): tensor for key, tensor in own.items()}
+    save_file(old, tmp_path / "t.safetensors")
+    inputs = {"a": a, "t": tmp_path / "t.safetensors"}
+    found = merged(inputs, "parts(a, text_encoder=t)", dtype="float16")
+    assert found.keys() == load_file(a).keys()
+    assert all(torch.equal(found[key], own[key]) for key in own if key != POSITION_IDS)
 
 
 def test_another_text_encoder_does_not_fit_in_either(tmp_path: Path) -> None:

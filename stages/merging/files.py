@@ -20,8 +20,9 @@ from stages.merging.source import (
     Source,
     check_alike,
     check_names,
-    is_inpainting,
+    counts_positions,
     open_source,
+    takes_mask,
     with_common_heads,
 )
 from stages.merging.terms import Weights, model_names, model_weights
@@ -54,6 +55,12 @@ class Plan:
     shapes: dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by key
     size: int  # bytes of all tensors
 
+    @property
+    def is_inpainting(self) -> bool:
+        """Tell whether the new UNet takes a mask too, whichever file it comes from."""
+        _, shape = self.shapes.get(CONV_IN, ("", ()))
+        return takes_mask(shape)
+
 
 def merge_files(
     inputs: Mapping[str, Path],
@@ -69,8 +76,8 @@ def merge_files(
     """Write what an expression makes of files.
 
     Floating-point tensors are merged. Integers are copied from the expression's first name, and
-    `position_ids` count from 0, as they do in every sound file. EMA copies, scheduler buffers
-    and the like, which the networks do not use, are left out.
+    `position_ids`, also SDXL's, count from 0, as they do in every sound file. EMA copies,
+    scheduler buffers and the like, which the networks do not use, are left out.
 
     Args:
         inputs: files of one architecture, in the original layout, by name.
@@ -89,7 +96,6 @@ def merge_files(
     weights = parse_expression(expression)
     sources = check_files(expression, inputs)
     check_out(out, inputs)
-    first = next(iter(sources.values()))
     plan = plan_file(weights, sources, dtype)
     recipe = {
         "kind": "merge",
@@ -97,7 +103,7 @@ def merge_files(
         "expression": expression,
         "weights": {key: format_weight(w) for key, w in model_weights(weights).items()},
         "dtype": dtype,
-        **({"is_inpainting": True} if is_inpainting(first) else {}),
+        **({"is_inpainting": True} if plan.is_inpainting else {}),
     }
 
     def header(parents: Mapping[str, Parent], tensors_hash: str) -> bytes:
@@ -200,6 +206,8 @@ def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> 
         for key, entry in entries.items()
         if key != POSITION_IDS
     }
+    for key in filter(counts_positions, shapes):
+        shapes[key] = ("I64", shapes[key][1])
     if POSITIONS in shapes:
         shapes[POSITION_IDS] = ("I64", (1, shapes[POSITIONS][1][0]))
     # Wide elements first, as the library does: every tensor starts at a multiple of its width.
@@ -219,8 +227,8 @@ def _write_tensors(plan: Plan, merger: "Merger", file: Output) -> Iterator[int]:
     written = 0
     with merger.opened():
         for key, (dtype, shape) in plan.shapes.items():
-            if key == POSITION_IDS:
-                file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[1])))
+            if counts_positions(key):
+                file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[-1])))
             elif dtype not in FLOATS:
                 file.write(merger.copied(key))
             else:

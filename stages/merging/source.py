@@ -9,6 +9,7 @@ from pathlib import Path
 from stages.diffusion.header import TensorEntry, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
+    TEXT_ENCODER,
     UNET,
     is_stable_diffusion,
     normal_keys,
@@ -16,6 +17,7 @@ from stages.diffusion.single_file import (
 )
 from stages.harness.counted import counted
 from stages.lineage.in_file import check_can_be_told
+from stages.merging.blocks import part_of
 
 FLOATS = ("F32", "F16", "BF16")
 READABLE = (*FLOATS, "I64")
@@ -56,7 +58,7 @@ def open_source(path: Path) -> Source:
     header = read_header(path)
     check_can_be_told(path, header.metadata)
     keys = {key: key for key in header.tensors}
-    if is_stable_diffusion(header.tensors):
+    if _is_checkpoint(header.tensors):
         keys = normal_keys(header.tensors)
     tensors = {normal: header.tensors[key] for normal, key in keys.items()}
     for key, entry in tensors.items():
@@ -80,7 +82,7 @@ def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
     if entry := tensors.get(POSITION_IDS):
         sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
         notes.append(f"position_ids are stored as {entry.dtype}{sound}")
-    if is_stable_diffusion(tensors):
+    if _is_checkpoint(tensors):
         read = set(normal_keys(tensors).values())
         if unread := [key for key in tensors if key not in read and key not in averages]:
             notes.append(f"left out of merges: {counted(len(unread), 'key')}, such as {unread[0]}")
@@ -160,7 +162,17 @@ def check_alike(first: Source, other: Source, keys: Iterable[str]) -> None:
 def is_inpainting(source: Source) -> bool:
     """Tell an inpainting model by the mask and the picture that its first layer takes too."""
     entry = source.tensors.get(CONV_IN)
-    return entry is not None and entry.shape[1:2] == (INPAINTING_CHANNELS,)
+    return entry is not None and takes_mask(entry.shape)
+
+
+def takes_mask(shape: tuple[int, ...]) -> bool:
+    """Tell an inpainting model's first layer by its shape."""
+    return shape[1:2] == (INPAINTING_CHANNELS,)
+
+
+def counts_positions(key: str) -> bool:
+    """Tell a text encoder's `position_ids`: integers, though some programs store them otherwise."""
+    return key.endswith(POSITION_IDS.removeprefix(TEXT_ENCODER))
 
 
 def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
@@ -178,12 +190,17 @@ def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
         filled += count
 
 
+def _is_checkpoint(keys: Iterable[str]) -> bool:
+    """Tell the original layout, also of one network alone."""
+    return is_stable_diffusion(keys) or any(map(part_of, keys))
+
+
 def _form(source: Source, key: str) -> tuple[tuple[int, ...], str] | None:
     """Give what must be equal in all files: the shape, and the kind of integer, if it is one."""
     entry = source.tensors.get(key)
     if entry is None:
         return None
-    return entry.shape, "" if entry.dtype in FLOATS else entry.dtype
+    return entry.shape, "" if entry.dtype in FLOATS or counts_positions(key) else entry.dtype
 
 
 def _hint(first: Source, other: Source) -> str:
