@@ -45,6 +45,7 @@ from stages.releases.modelspec import (
     release_metadata,
     write_release,
 )
+from stages.releases.prediction import prediction_warning
 from stages.releases.shares import leaf_shares, merge_shares, named_shares
 from stages.releases.verification import HASHES, verify_release
 
@@ -87,6 +88,8 @@ def run(
         )
     names = hash_ingredients(ingredients)
     check_licences(weights, before.sha256, lineage, ingredients, names)
+    if warning := prediction_warning(lineage):
+        print(f"Warning: {weights}: {warning}", file=sys.stderr)
 
     def title(sha256: str) -> str:
         return names.get(sha256) or lineage.title(sha256)

@@ -41,7 +41,8 @@ from stages.merge import main as merge_main
 from stages.merging.files import merge_files
 from stages.release import main, run
 from stages.releases.evidence import Evidence
-from stages.releases.modelspec import ReleaseParams, prediction_type
+from stages.releases.modelspec import ReleaseParams
+from stages.releases.prediction import prediction_type
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
 
@@ -579,6 +580,10 @@ def test_a_baked_vae_and_an_inpainting_model_are_told_in_a1111_s_keys(winner: Pa
     recipe = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
     assert recipe["is_inpainting"] is True
     assert recipe["bake_in_vae"] == "y"
+    for expression, is_inpainting in (("parts(y, unet=x)", True), ("parts(x, unet=y)", False)):
+        merge_files(inputs, expression, folder / "cocktail.safetensors", "float16")
+        recipe = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
+        assert recipe["is_inpainting"] == is_inpainting
 
 
 def test_the_thumbnail_is_a_picture_of_the_grid(
@@ -673,10 +678,39 @@ def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
 @pytest.mark.parametrize(("trained_for", "told"), [("epsilon", "epsilon"), ("v_prediction", "v")])
 def test_a_release_says_what_its_unet_was_trained_to_predict(trained_for: str, told: str) -> None:
     trained = {"kind": "train", "run": "512", "params": {"prediction_type": trained_for}}
-    merged = {"kind": "merge", "inputs": {"a": "1", "b": "2"}}
+    merged = {"kind": "merge", "expression": "0.2*a + 0.8*b", "inputs": {"a": "1", "b": "2"}}
     ancestors = {"1": Ancestor("a", "", trained), "2": Ancestor("stranger", "")}
     assert prediction_type(Lineage(merged, ancestors)) == told
     assert prediction_type(Lineage(trained)) == told
+
+
+@pytest.mark.parametrize(
+    ("expression", "told", "is_warned"),
+    [
+        ("0.99*e + 0.01*v", "epsilon", True),
+        ("0.4*e + 0.6*v", "v", True),
+        ("0.5*e + 0.5*v", "v", True),
+        ("e + 0*v", "epsilon", False),
+        ("e + 0.5*(v - w)", "epsilon", False),
+    ],
+)
+def test_a_merge_of_two_objectives_is_told_by_the_larger_share_and_warned_of(
+    winner: Path, capsys: pytest.CaptureFixture[str], expression: str, told: str, is_warned: bool
+) -> None:
+    folder = winner.parent
+    base = folder / "base.safetensors"
+    parent = read_parent(base, read_header(base).metadata)
+    inputs = {}
+    for name, kind in (("e", "epsilon"), ("v", "v_prediction"), ("w", "v_prediction")):
+        params = {"prediction_type": kind}
+        recipe = made_from({"kind": "train", "run": name, "params": params}, {"base": parent})
+        if name in expression:
+            inputs[name] = write(folder / f"{name}.safetensors", ord(name), recipe)
+    out = folder / "both.safetensors"
+    merge_files(inputs, expression, out, "float16")
+    released = release(out)
+    assert read_header(released).metadata["modelspec.prediction_type"] == told
+    assert ("trained to predict different things" in capsys.readouterr().err) == is_warned
 
 
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:
