@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
@@ -158,6 +159,34 @@ def test_any_text_is_parsed_or_refused_with_a_position(pieces: list[str]) -> Non
         assert "position" in str(error)  # noqa: PT017  most texts are refused, some are not
     else:
         assert parse_expression(format_sum(weights)) == weights
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mbw(a, b, [HUGE])",
+        "slerp(a, b, HUGE)",
+        "dare(a, b, HUGE)",
+        "HUGE * a",
+        "a / (HUGE)",
+        "0 * (HUGE) * a",
+        "a + 2*(b * HUGE)",
+    ],
+)
+def test_numbers_that_multiply_beyond_every_float_are_refused_where_they_do(text: str) -> None:
+    huge = " * ".join(["1e30"] * 20)
+    with pytest.raises(ValueError, match=r"position \d+: no weight is as large"):
+        parse_expression(text.replace("HUGE", huge))
+
+
+def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone() -> None:
+    def seconds(terms: int) -> float:
+        text = " + ".join(f"0.1*m{i}" for i in range(terms))
+        start = time.process_time()
+        assert len(parse_expression(text)) == terms
+        return time.process_time() - start
+
+    assert seconds(4_000) < 10 * max(seconds(1_000), 0.02)  # it was 16 times, and minutes
 
 
 def test_an_endless_expression_is_refused() -> None:
@@ -933,6 +962,17 @@ def test_a_merge_tells_what_it_does_and_how_fast_and_warns_of_odd_weights(
     for words in ("Merging 3 files", "0.5 b = ", "It takes about 1 s.", "MB/s read and written"):
         assert words in told.out
     assert torch.equal(load_file(out)[KEY], (A + 0.5 * B).half())
+
+
+@pytest.mark.parametrize("text", ["-0.5*a + 1.5*b", "-0.5*a+1.5*b", "-h*0 - a + 2*b"])
+def test_an_expression_may_begin_with_a_minus(tmp_path: Path, text: str) -> None:
+    inputs = abc(tmp_path)
+    inputs["h"] = inputs.pop("c")
+    given = [f"{name}={path}" for name, path in inputs.items() if name in text]
+    out = tmp_path / "out.safetensors"
+    main(["--expression", text, *given, "--out", str(out), "--dtype", "float32"])
+    expected = {"-0": B * 1.5 - A * 0.5, "-h": B * 2 - A}[text[:2]]
+    assert torch.equal(load_file(out)[KEY], expected)
 
 
 def test_a_recipe_s_inputs_have_any_names(tmp_path: Path) -> None:
