@@ -713,6 +713,27 @@ def test_a_merge_of_two_objectives_is_told_by_the_larger_share_and_warned_of(
     assert ("trained to predict different things" in capsys.readouterr().err) == is_warned
 
 
+@pytest.mark.parametrize(
+    "content", ["[]", "7", "null", '{"vodka-1.0.safetensors": []}', '{"a": 7}']
+)
+def test_verify_names_hashes_that_are_none(winner: Path, content: str) -> None:
+    path = release(winner)
+    (path.parent / "hashes.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"hashes\.json: not the hashes of a release"):
+        main(["verify", str(path)])
+
+
+def test_room_for_the_diffusers_folder_too_is_known_before_the_work(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = whole[0].stat().st_size
+    usage = type("Usage", (), {"free": 1.5 * size})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="2 copies of the weights take"):
+        release_whole(whole, tiny_sd)
+    assert not list(whole[0].parent.rglob("vodka-1.0*"))
+
+
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:
     params = replace(PARAMS, author="to be filled in")
     with pytest.raises(ValueError, match=r"release\.author is still 'to be filled in'"):
