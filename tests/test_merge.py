@@ -847,6 +847,14 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
             merge_files(inputs, "a + b - c", out, "float16")
 
 
+def test_an_input_with_the_scratch_file_s_name_is_not_destroyed(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    inputs = {"a": abc(tmp_path)["a"].rename(tmp_path / "out.safetensors.partial")}
+    with pytest.raises(ValueError, match=r"the name under which .* is written"):
+        merge_files(inputs, "a", out, "float16")
+    assert torch.equal(load_file(inputs["a"])[KEY], A.half())
+
+
 @pytest.mark.parametrize("what", ["a", "out"])
 def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
     inputs = abc(tmp_path)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_bytes
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
 from stages.diffusion.writing import Output, writing
+from stages.harness.files import scratch_of
 from stages.lineage.ancestry import Parent, made_from
 from stages.lineage.digests import TENSORS_HASH
 from stages.merging.autoencoder import with_bare_autoencoder
@@ -186,9 +187,15 @@ def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
         raise ValueError(f"{out}: weights are written as *{SUFFIX}; other programs go by the name")
     if out.exists() and not out.is_file():
         raise ValueError(f"{out}: is no file, and will not be replaced by one")
+    scratch = scratch_of(out)
     for name, path in inputs.items():
         if out.exists() and out.samefile(path):
             raise ValueError(f"{out}: is also the input {name!r}. Write to another file")
+        if scratch.exists() and scratch.samefile(path):
+            raise ValueError(
+                f"{path}: the input {name!r} has the name under which {out} is written until it "
+                "is whole. Rename the input, or write to another file"
+            )
 
 
 def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> Plan:
