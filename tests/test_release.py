@@ -234,6 +234,38 @@ def test_two_sources_of_one_title_are_both_in_the_report(winner: Path) -> None:
     assert {name: leaf["weight"] for name, leaf in leaves.items()} == expected
 
 
+def test_the_card_tells_two_trainings_of_one_title_apart(winner: Path) -> None:
+    folder = winner.parent
+    base = folder / "base.safetensors"
+    parent = read_parent(base, read_header(base).metadata)
+    trained = {}
+    for name, rate in (("a", 0.5), ("b", 0.25)):
+        recipe = {"kind": "train", "run": "512", "params": {"learning_rate": rate}}
+        metadata = {**made_from(recipe, {"base": parent}), "epoch": "40"}
+        trained[name] = write(folder / f"{name}.safetensors", ord(name), metadata)
+    both = folder / "both.safetensors"
+    merge_files(trained, "0.5*a + 0.5*b", both, "float16")
+    card = release(both).with_suffix(".md").read_text()
+    heads = [f"512, epoch 40, {digest(path)[:10]}" for path in trained.values()]
+    assert f"| param | {heads[0]} | {heads[1]} |" in card
+    assert re.search(r"learning\W*_rate \| 0\W+5 \| 0\W+25 \|", card)
+
+
+def test_the_card_tells_where_a_part_that_was_taken_whole_is_from(winner: Path) -> None:
+    folder = winner.parent
+    vae, text = "first_stage_model.decoder.conv_in.weight", "cond_stage_model.transformer.x"
+    for i, name in enumerate("xy"):
+        tensors = {key: torch.full((2,), i + 1.0) for key in (KEY, vae, text)}
+        write_single_file(folder / f"{name}.safetensors", tensors, {}, torch.float16)
+    inputs = {name: folder / f"{name}.safetensors" for name in "xy"}
+    hybrid, out = folder / "hybrid.safetensors", folder / "out.safetensors"
+    merge_files(inputs, "parts(x, vae=y)", hybrid, "float16")
+    merge_files({"h": hybrid}, "h", out, "float16")
+    card = release(out).with_suffix(".md").read_text()
+    assert "| realistic | 1 (VAE 0) |" in card
+    assert "| general | 0 (VAE 1) |" in card
+
+
 def test_the_same_inputs_give_the_same_bytes(winner: Path) -> None:
     first = release(winner)
     before = [path.read_bytes() for path in (first, first.with_suffix(".md"))]
