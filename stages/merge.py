@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if file_command(arguments, "stages.merge", "inspect", inspect):
         return
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(_with_minus(arguments))
     with clear_errors():
         given = dict(_input(text) for text in options.inputs)
         if len(given) < len(options.inputs):
@@ -211,6 +211,17 @@ def _report(recipe: Recipe, merged: Merged) -> dict[str, object]:
         "tensors_sha256": merged.tensors_hash,
         "bytes": merged.size,
     }
+
+
+def _with_minus(arguments: Sequence[str]) -> list[str]:
+    """Let an expression begin with a minus, which argparse would take for an option."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined[-1:] == ["--expression"] and not argument.startswith("--"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _input(text: str) -> tuple[str, str]:

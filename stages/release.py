@@ -15,6 +15,7 @@ compares with hashes.json and with what the file says of itself, and shows its a
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from pathlib import Path
 
 from stages.diffusion.header import read_header
 from stages.diffusion.model import save_diffusers
+from stages.diffusion.writing import free_bytes
+from stages.harness.counted import counted
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, write_json
 from stages.harness.params import load_named_params, load_params
@@ -45,6 +48,7 @@ from stages.releases.modelspec import (
     release_metadata,
     write_release,
 )
+from stages.releases.prediction import prediction_warning
 from stages.releases.shares import leaf_shares, merge_shares, named_shares
 from stages.releases.verification import HASHES, verify_release
 
@@ -87,6 +91,8 @@ def run(
         )
     names = hash_ingredients(ingredients)
     check_licences(weights, before.sha256, lineage, ingredients, names)
+    if warning := prediction_warning(lineage):
+        print(f"Warning: {weights}: {warning}", file=sys.stderr)
 
     def title(sha256: str) -> str:
         return names.get(sha256) or lineage.title(sha256)
@@ -101,6 +107,7 @@ def run(
         title,
         thumbnail(samples[0][0]) if samples else "",
     )
+    check_room(weights, out, copies=2 if config else 1)
     write_release(weights, path, new)
     digests = digest_file(path)
     write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
@@ -133,6 +140,22 @@ def run(
         },
     )
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
+
+
+def check_room(weights: Path, out: Path, copies: int) -> None:
+    """Know before the work whether the disk has room for all copies of the weights.
+
+    Raises:
+        OSError: naming the folder, if it has not.
+    """
+    needed, free = copies * weights.stat().st_size, free_bytes(out / weights.name)
+    if free < needed:
+        raise OSError(
+            errno.ENOSPC,
+            f"No room for the release: {counted(copies, 'copy', 'copies')} of the weights take "
+            f"{needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free",
+            str(out),
+        )
 
 
 def verify(path: Path) -> None:

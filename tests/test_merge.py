@@ -7,6 +7,7 @@ import re
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
@@ -160,6 +161,34 @@ def test_any_text_is_parsed_or_refused_with_a_position(pieces: list[str]) -> Non
         assert parse_expression(format_sum(weights)) == weights
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mbw(a, b, [HUGE])",
+        "slerp(a, b, HUGE)",
+        "dare(a, b, HUGE)",
+        "HUGE * a",
+        "a / (HUGE)",
+        "0 * (HUGE) * a",
+        "a + 2*(b * HUGE)",
+    ],
+)
+def test_numbers_that_multiply_beyond_every_float_are_refused_where_they_do(text: str) -> None:
+    huge = " * ".join(["1e30"] * 20)
+    with pytest.raises(ValueError, match=r"position \d+: no weight is as large"):
+        parse_expression(text.replace("HUGE", huge))
+
+
+def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone() -> None:
+    def seconds(terms: int) -> float:
+        text = " + ".join(f"0.1*m{i}" for i in range(terms))
+        start = time.process_time()
+        assert len(parse_expression(text)) == terms
+        return time.process_time() - start
+
+    assert seconds(4_000) < 10 * max(seconds(1_000), 0.02)  # it was 16 times, and minutes
+
+
 def test_an_endless_expression_is_refused() -> None:
     with pytest.raises(ValueError, match="characters"):
         parse_expression("a+" * MAX_CHARS)
@@ -302,6 +331,21 @@ def test_integers_and_position_ids_are_never_interpolated(tmp_path: Path) -> Non
     assert torch.equal(found[plain], torch.tensor([0, 2**40]))
 
 
+@pytest.mark.parametrize("stored", [torch.int64, torch.float16])
+def test_sdxl_s_position_ids_are_integers_that_are_never_interpolated(
+    tmp_path: Path, stored: torch.dtype
+) -> None:
+    key = "conditioner.embedders.0.transformer.text_model.embeddings.position_ids"
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    ids = torch.arange(77).unsqueeze(0)
+    save_file({KEY: A, key: ids}, inputs["a"])
+    save_file({KEY: B, key: ids.to(stored)}, inputs["b"])
+    for expression in ("0.6*a + 0.3*b", "0.6*b + 0.3*a", "slerp(b, a, 0.3)"):
+        found = merged(inputs, expression, dtype="float16")[key]
+        assert found.dtype == torch.int64
+        assert torch.equal(found, ids)
+
+
 def test_a_merge_of_real_networks_loads_in_diffusers_models(
     tmp_path: Path, tiny_sd: TinySD
 ) -> None:
@@ -421,6 +465,23 @@ def test_capitals_nan_and_infinity_in_another_program_s_metadata_hide_no_ancesto
     ancestor = lineage.ancestors["ab" * 32]
     assert (ancestor.name, ancestor.unreadable) == ("secret.ckpt", None)
     assert ancestor.sd_merge_recipe == {"multiplier": "NaN", "other": "1e999"}
+
+
+@pytest.mark.parametrize("digits", ["0" * 64, f"{1:064x}", "f" * 64, "", "?" * 63 + "0", "g" * 64])
+@pytest.mark.parametrize("key", ["sd_merge_models", ANCESTRY])
+def test_an_ancestor_may_be_told_to_have_any_hash(tmp_path: Path, digits: str, key: str) -> None:
+    inputs = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
+    for path, values in zip(inputs.values(), (A, B), strict=True):
+        save_file(
+            {KEY: values}, path, {key: json.dumps({digits: {"name": "x", "legacy_hash": ""}})}
+        )
+    if key == ANCESTRY and not re.fullmatch("[0-9a-f]{64}", digits):
+        with pytest.raises(ValueError, match=r"a\.safetensors: .* names an ancestor by"):
+            merged(inputs, "0.5*a + 0.5*b")
+        return
+    merged(inputs, "0.5*a + 0.5*b")
+    lineage = read_lineage(read_header(tmp_path / "out.safetensors").metadata)
+    assert "x" in {ancestor.name for ancestor in lineage.ancestors.values()}
 
 
 def chain(length: int) -> dict[str, str]:
@@ -595,6 +656,71 @@ def test_an_autoencoder_alone_is_baked_in_also_where_there_was_none(tmp_path: Pa
         merged({"a": files["whole"], "b": files["pruned"]}, "0.5*a + 0.5*b")
 
 
+@pytest.mark.parametrize("is_old", [False, True])
+def test_an_autoencoder_in_the_diffusers_layout_is_baked_in_as_what_it_is(
+    tmp_path: Path, tiny_sd: TinySD, is_old: bool
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    state = tiny_sd.vae.state_dict()
+    if is_old:
+        for now, before in (("to_q", "query"), ("to_k", "key"), ("to_v", "value")):
+            state = {key.replace(f".{now}.", f".{before}."): state[key] for key in state}
+        state = {key.replace(".to_out.0.", ".proj_attn."): state[key] for key in state}
+    vae = tmp_path / "v.safetensors"
+    save_file({key: tensor.contiguous() for key, tensor in state.items()}, vae)
+    found = merged({"a": a, "v": vae}, "parts(0 * a, vae=v)", dtype="float16")
+    for key, tensor in load_file(a).items():
+        baked = key.startswith("first_stage_model.") or key == POSITION_IDS
+        assert torch.equal(found[key], tensor if baked else torch.zeros_like(tensor)), key
+    assert found.keys() == load_file(a).keys()
+
+
+@pytest.mark.parametrize("in_diffusers_layout", [False, True])
+def test_a_part_that_does_not_fit_in_is_refused_though_nothing_else_is_merged_with_it(
+    tmp_path: Path, tiny_sd: TinySD, in_diffusers_layout: bool
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    vae = tiny_sd.vae.state_dict()
+    if not in_diffusers_layout:
+        start = "first_stage_model."
+        vae = {k.removeprefix(start): t for k, t in load_file(a).items() if k.startswith(start)}
+    whole = len(vae)
+    halves = {key: t.contiguous() for key, t in vae.items() if not key.startswith("encoder.")}
+    wide = {**vae, "decoder.conv_in.bias": torch.zeros(999)}
+    for tensors, count in ((halves, whole - len(halves)), (wide, 1)):
+        v = tmp_path / "v.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, v)
+        with pytest.raises(ValueError, match=f"{count} of {whole} keys differ") as refusal:
+            merged({"a": a, "v": v}, "parts(a, vae=v)")
+        assert str(refusal.value).count("\n  first_stage_model.") == min(count, 5)
+    strange = {**tiny_sd.vae.state_dict(), "decoder.strange.weight": torch.zeros(1)}
+    save_file({key: tensor.contiguous() for key, tensor in strange.items()}, v)
+    with pytest.raises(ValueError, match=r"v\.safetensors: .*'decoder\.strange\.weight'"):
+        merged({"a": a, "v": v}, "parts(a, vae=v)")
+
+
+def test_an_old_text_encoder_alone_is_read_by_its_normal_keys(
+    tmp_path: Path, tiny_sd: TinySD
+) -> None:
+    a = save(tiny_sd, tmp_path / "a.safetensors")
+    start = "cond_stage_model.transformer."
+    own = {key: t + 1 for key, t in load_file(a).items() if key.startswith(start)}
+    old = {key.replace(".text_model.", "."): tensor for key, tensor in own.items()}
+    save_file(old, tmp_path / "t.safetensors")
+    inputs = {"a": a, "t": tmp_path / "t.safetensors"}
+    found = merged(inputs, "parts(a, text_encoder=t)", dtype="float16")
+    assert found.keys() == load_file(a).keys()
+    assert all(torch.equal(found[key], own[key]) for key in own if key != POSITION_IDS)
+
+
+def test_another_text_encoder_does_not_fit_in_either(tmp_path: Path) -> None:
+    inputs = {"a": tmp_path / "a.safetensors", "t": tmp_path / "t.safetensors"}
+    save_file({KEY: A, POSITIONS: torch.zeros(7, 4)}, inputs["a"])
+    save_file({KEY: A, "cond_stage_model.model.ln_final.weight": A.clone()}, inputs["t"])
+    with pytest.raises(ValueError, match="2 of 2 keys differ"):
+        merged(inputs, "parts(a, text_encoder=t)")
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
@@ -721,6 +847,14 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
             merge_files(inputs, "a + b - c", out, "float16")
 
 
+def test_an_input_with_the_scratch_file_s_name_is_not_destroyed(tmp_path: Path) -> None:
+    out = tmp_path / "out.safetensors"
+    inputs = {"a": abc(tmp_path)["a"].rename(tmp_path / "out.safetensors.partial")}
+    with pytest.raises(ValueError, match=r"the name under which .* is written"):
+        merge_files(inputs, "a", out, "float16")
+    assert torch.equal(load_file(inputs["a"])[KEY], A.half())
+
+
 @pytest.mark.parametrize("what", ["a", "out"])
 def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
     inputs = abc(tmp_path)
@@ -836,6 +970,17 @@ def test_a_merge_tells_what_it_does_and_how_fast_and_warns_of_odd_weights(
     for words in ("Merging 3 files", "0.5 b = ", "It takes about 1 s.", "MB/s read and written"):
         assert words in told.out
     assert torch.equal(load_file(out)[KEY], (A + 0.5 * B).half())
+
+
+@pytest.mark.parametrize("text", ["-0.5*a + 1.5*b", "-0.5*a+1.5*b", "-h*0 - a + 2*b"])
+def test_an_expression_may_begin_with_a_minus(tmp_path: Path, text: str) -> None:
+    inputs = abc(tmp_path)
+    inputs["h"] = inputs.pop("c")
+    given = [f"{name}={path}" for name, path in inputs.items() if name in text]
+    out = tmp_path / "out.safetensors"
+    main(["--expression", text, *given, "--out", str(out), "--dtype", "float32"])
+    expected = {"-0": B * 1.5 - A * 0.5, "-h": B * 2 - A}[text[:2]]
+    assert torch.equal(load_file(out)[KEY], expected)
 
 
 def test_a_recipe_s_inputs_have_any_names(tmp_path: Path) -> None:

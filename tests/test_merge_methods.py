@@ -141,6 +141,8 @@ def test_similarity_takes_the_second_where_they_differ() -> None:
 def test_blocks_are_numbered_as_block_weights_are() -> None:
     assert [block_of(key) for key in KEYS] == [1, 5, 13, 25, 0, 0]
     assert block_of("model.diffusion_model.out.2.weight") == 25
+    for first in ("time_embed.0.weight", "label_emb.0.0.weight"):  # the latter is SDXL's
+        assert block_of(f"model.diffusion_model.{first}") == 1
     assert [part_of(key) for key in KEYS] == ["unet"] * 4 + ["text_encoder", "vae"]
 
 

@@ -401,3 +401,20 @@ def test_a_recipe_made_of_itself_is_refused(
     out = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
     with pytest.raises(SystemExit, match="is made of itself"):
         main(["--recipe", "merge.cocktails.ring", *out])
+
+
+@pytest.mark.parametrize("inputs", ["", "    inputs:\n    - {name: b, file: b.safetensors}\n"])
+def test_a_recipe_that_stands_for_an_input_names_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inputs: str
+) -> None:
+    """Its `a` is not the `a` beside it."""
+    monkeypatch.delenv("TRACEBACK", raising=False)
+    paths = noise(tmp_path, 2, (4, 3))
+    params = tmp_path / "params.yaml"
+    params.write_text(
+        "mixes:\n  open:\n    expression: 0.5*a + 0.5*b\n    dtype: float16\n" + inputs
+    )
+    given = ["m=recipe:mixes.open", *(f"{name}={path}" for name, path in paths.items())]
+    options = ["--out", str(tmp_path / "out.safetensors"), "--params", str(params)]
+    with pytest.raises(SystemExit, match=r"mixes\.open stands for the input 'm', but .* 'a'"):
+        main(["--expression", "0.4*m + 0.3*a + 0.3*b", *given, *options])

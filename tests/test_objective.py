@@ -110,3 +110,19 @@ def test_a_checkpoint_is_trained_further_only_for_what_it_learnt(
         settle_objective(models, start, params)
     predict(models, learnt)
     settle_objective(models, start, replace(params, prediction_type=learnt))
+
+
+def test_a_release_is_taken_at_its_word_though_a_little_of_it_learnt_something_else(
+    base: Path, models: Models, tmp_path: Path
+) -> None:
+    recipe = {"kind": "train", "run": "64", "params": {"prediction_type": V_PREDICTION}}
+    trained = made_from(recipe, {"base": Parent("0" * 64, "0" * 8, {})})
+    merge = {"kind": "merge", "expression": "0.99*a + 0.01*b"}
+    parents = {"a": Parent("1" * 64, "1" * 8, {}), "b": Parent("2" * 64, "2" * 8, trained)}
+    metadata = {**made_from(merge, parents), "modelspec.prediction_type": EPSILON}
+    path = tmp_path / "release.safetensors"
+    write_single_file(path, read_single_file(base / "base.safetensors"), metadata, torch.float16)
+    settle_objective(models, Base(path, base / "config"), PARAMS)
+    predict(models, V_PREDICTION)
+    with pytest.raises(ValueError, match=f"{path} says 'epsilon'"):
+        settle_objective(models, Base(path, base / "config"), V_PARAMS)

@@ -41,7 +41,8 @@ from stages.merge import main as merge_main
 from stages.merging.files import merge_files
 from stages.release import main, run
 from stages.releases.evidence import Evidence
-from stages.releases.modelspec import ReleaseParams, prediction_type
+from stages.releases.modelspec import ReleaseParams
+from stages.releases.prediction import prediction_type
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
 
@@ -233,6 +234,38 @@ def test_two_sources_of_one_title_are_both_in_the_report(winner: Path) -> None:
     assert {name: leaf["weight"] for name, leaf in leaves.items()} == expected
 
 
+def test_the_card_tells_two_trainings_of_one_title_apart(winner: Path) -> None:
+    folder = winner.parent
+    base = folder / "base.safetensors"
+    parent = read_parent(base, read_header(base).metadata)
+    trained = {}
+    for name, rate in (("a", 0.5), ("b", 0.25)):
+        recipe = {"kind": "train", "run": "512", "params": {"learning_rate": rate}}
+        metadata = {**made_from(recipe, {"base": parent}), "epoch": "40"}
+        trained[name] = write(folder / f"{name}.safetensors", ord(name), metadata)
+    both = folder / "both.safetensors"
+    merge_files(trained, "0.5*a + 0.5*b", both, "float16")
+    card = release(both).with_suffix(".md").read_text()
+    heads = [f"512, epoch 40, {digest(path)[:10]}" for path in trained.values()]
+    assert f"| param | {heads[0]} | {heads[1]} |" in card
+    assert re.search(r"learning\W*_rate \| 0\W+5 \| 0\W+25 \|", card)
+
+
+def test_the_card_tells_where_a_part_that_was_taken_whole_is_from(winner: Path) -> None:
+    folder = winner.parent
+    vae, text = "first_stage_model.decoder.conv_in.weight", "cond_stage_model.transformer.x"
+    for i, name in enumerate("xy"):
+        tensors = {key: torch.full((2,), i + 1.0) for key in (KEY, vae, text)}
+        write_single_file(folder / f"{name}.safetensors", tensors, {}, torch.float16)
+    inputs = {name: folder / f"{name}.safetensors" for name in "xy"}
+    hybrid, out = folder / "hybrid.safetensors", folder / "out.safetensors"
+    merge_files(inputs, "parts(x, vae=y)", hybrid, "float16")
+    merge_files({"h": hybrid}, "h", out, "float16")
+    card = release(out).with_suffix(".md").read_text()
+    assert "| realistic | 1 (VAE 0) |" in card
+    assert "| general | 0 (VAE 1) |" in card
+
+
 def test_the_same_inputs_give_the_same_bytes(winner: Path) -> None:
     first = release(winner)
     before = [path.read_bytes() for path in (first, first.with_suffix(".md"))]
@@ -307,6 +340,39 @@ def test_what_nobody_can_read_of_somebody_elses_merge_stops_the_release_until_it
     assert release(out, hidden=licensed).is_file()
     with pytest.raises(ValueError, match=r"may not be merged.*'hidden'"):
         release(out, hidden=replace(licensed, merging_allowed=False))
+
+
+@pytest.mark.parametrize("is_forbidden", [False, True])
+def test_a_recipe_that_another_merger_copied_from_a_parent_is_not_believed(
+    winner: Path, is_forbidden: bool
+) -> None:
+    """A1111 copies its parents' metadata, and adds the two files that it merged."""
+    folder = winner.parent
+    hidden = write(folder / "hidden.safetensors", 9)
+    models = {digest(path): {"name": path.name} for path in (winner, hidden)}
+    metadata = {**read_header(winner).metadata, "sd_merge_models": json.dumps(models)}
+    del metadata[TENSORS_HASH]  # which would give it away
+    stranger = write(folder / "stranger.safetensors", 5, metadata)
+    assert read_lineage(metadata).recipe is None
+    with pytest.raises(ValueError, match="tells no ancestry"):
+        release(stranger)
+    out = folder / "again.safetensors"
+    merge_files({"s": stranger}, "s", out, "float16")
+    licensed = replace(ingredients(folder)["general"], path=str(stranger))
+    if is_forbidden:
+        forbidding = replace(licensed, path=str(hidden), merging_allowed=False)
+        with pytest.raises(ValueError, match=r"may not be merged.*'forbidden'"):
+            release(out, stranger=licensed, forbidden=forbidding)
+    else:
+        with pytest.raises(ValueError, match=rf"no licence is known.*{digest(stranger)}"):
+            release(out)
+        assert release(out, stranger=licensed).is_file()
+
+
+def test_a_release_is_believed_though_it_names_its_ancestors_for_others_too(winner: Path) -> None:
+    metadata = read_header(release(winner)).metadata
+    assert "sd_merge_models" in metadata
+    assert read_lineage(metadata).inputs() == read_lineage(read_header(winner).metadata).inputs()
 
 
 def test_a_source_without_a_licence_stops_the_release(winner: Path) -> None:
@@ -546,6 +612,10 @@ def test_a_baked_vae_and_an_inpainting_model_are_told_in_a1111_s_keys(winner: Pa
     recipe = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
     assert recipe["is_inpainting"] is True
     assert recipe["bake_in_vae"] == "y"
+    for expression, is_inpainting in (("parts(y, unet=x)", True), ("parts(x, unet=y)", False)):
+        merge_files(inputs, expression, folder / "cocktail.safetensors", "float16")
+        recipe = json.loads(read_header(release(winner)).metadata["sd_merge_recipe"])
+        assert recipe["is_inpainting"] == is_inpainting
 
 
 def test_the_thumbnail_is_a_picture_of_the_grid(
@@ -640,10 +710,60 @@ def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
 @pytest.mark.parametrize(("trained_for", "told"), [("epsilon", "epsilon"), ("v_prediction", "v")])
 def test_a_release_says_what_its_unet_was_trained_to_predict(trained_for: str, told: str) -> None:
     trained = {"kind": "train", "run": "512", "params": {"prediction_type": trained_for}}
-    merged = {"kind": "merge", "inputs": {"a": "1", "b": "2"}}
+    merged = {"kind": "merge", "expression": "0.2*a + 0.8*b", "inputs": {"a": "1", "b": "2"}}
     ancestors = {"1": Ancestor("a", "", trained), "2": Ancestor("stranger", "")}
     assert prediction_type(Lineage(merged, ancestors)) == told
     assert prediction_type(Lineage(trained)) == told
+
+
+@pytest.mark.parametrize(
+    ("expression", "told", "is_warned"),
+    [
+        ("0.99*e + 0.01*v", "epsilon", True),
+        ("0.4*e + 0.6*v", "v", True),
+        ("0.5*e + 0.5*v", "v", True),
+        ("e + 0*v", "epsilon", False),
+        ("e + 0.5*(v - w)", "epsilon", False),
+    ],
+)
+def test_a_merge_of_two_objectives_is_told_by_the_larger_share_and_warned_of(
+    winner: Path, capsys: pytest.CaptureFixture[str], expression: str, told: str, is_warned: bool
+) -> None:
+    folder = winner.parent
+    base = folder / "base.safetensors"
+    parent = read_parent(base, read_header(base).metadata)
+    inputs = {}
+    for name, kind in (("e", "epsilon"), ("v", "v_prediction"), ("w", "v_prediction")):
+        params = {"prediction_type": kind}
+        recipe = made_from({"kind": "train", "run": name, "params": params}, {"base": parent})
+        if name in expression:
+            inputs[name] = write(folder / f"{name}.safetensors", ord(name), recipe)
+    out = folder / "both.safetensors"
+    merge_files(inputs, expression, out, "float16")
+    released = release(out)
+    assert read_header(released).metadata["modelspec.prediction_type"] == told
+    assert ("trained to predict different things" in capsys.readouterr().err) == is_warned
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "7", "null", '{"vodka-1.0.safetensors": []}', '{"a": 7}']
+)
+def test_verify_names_hashes_that_are_none(winner: Path, content: str) -> None:
+    path = release(winner)
+    (path.parent / "hashes.json").write_text(content)
+    with pytest.raises(SystemExit, match=r"hashes\.json: not the hashes of a release"):
+        main(["verify", str(path)])
+
+
+def test_room_for_the_diffusers_folder_too_is_known_before_the_work(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = whole[0].stat().st_size
+    usage = type("Usage", (), {"free": 1.5 * size})
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(OSError, match="2 copies of the weights take"):
+        release_whole(whole, tiny_sd)
+    assert not list(whole[0].parent.rglob("vodka-1.0*"))
 
 
 def test_a_placeholder_is_not_published(tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ import pwd
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from stages.harness.files import replacing
 from stages.harness.scratch import exclusive, work_dir
 from tests.imports import ROOT
 
@@ -63,3 +66,25 @@ def test_a_run_that_another_process_does_is_refused_and_its_user_named(tmp_path:
     who = re.escape(f"process {os.getpid()} ({USER_AND_HOST}) is still at work here")
     with exclusive(tmp_path), pytest.raises(BlockingIOError, match=who), exclusive(tmp_path):
         pass
+
+
+def test_writers_of_one_file_wait_for_each_other_and_the_last_one_stays(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "out"
+
+    def write(value: int) -> None:
+        with replacing(path) as scratch, scratch.open("w") as file:
+            for _ in range(20):
+                file.write(f"{value}\n")
+                file.flush()
+                time.sleep(0.002)
+            order.append(value)
+
+    order: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, range(8)))
+    assert sorted(order) == list(range(8))
+    assert path.read_text() == f"{order[-1]}\n" * 20
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert "another process is still writing it" in capfd.readouterr().err

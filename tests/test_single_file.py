@@ -420,6 +420,18 @@ def header_file(path: Path, header: str, content: bytes = b"") -> Path:
         ('{"a":{"dtype":"F16","shape":["x"],"data_offsets":[0,4]}}', "'a' has a dtype, shape"),
         ('{"a":{"dtype":["F16"],"shape":[2],"data_offsets":[0,4]}}', "'a' has a dtype, shape"),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0.0,4]}}', "'a' has a dtype, shape"),
+        ('{"__metadata__":null}', "__metadata__ is null, not an object of strings"),
+        ('{"__metadata__":["a"]}', '__metadata__ is ["a"], not an object of strings'),
+        ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),
+        ('{"\\udfff":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}', "surrogates not allowed"),
+        (
+            '{"a":{"dtype":"F16","shape":[0,1180591620717411303424],"data_offsets":[0,0]}}',
+            "'a' has a shape or place larger",
+        ),
+        (
+            '{"a":{"dtype":"F16","shape":[4294967296,0,4294967296],"data_offsets":[0,0]}}',
+            "'a' has a shape or place larger",
+        ),
         ("[" * 100_000, "not a safetensors file"),
         ('{"a":' * 100_000, "damaged"),
     ],
@@ -429,6 +441,15 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, header: str, words: str) 
     with pytest.raises(ValueError, match=re.escape(words)) as refusal:
         read_header(path)
     assert str(path) in str(refusal.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-32-le"])
+def test_a_header_that_is_no_utf8_is_refused(tmp_path: Path, encoding: str) -> None:
+    text = '{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}'.encode(encoding)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ValueError, match="is damaged"):
+        read_header(path)
 
 
 def test_an_endless_header_is_refused_unread(tmp_path: Path) -> None:

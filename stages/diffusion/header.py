@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
+MAX_SIZE = 2**63 - 1
 # Bits of one number of each dtype that the format knows.
 # Source: https://github.com/huggingface/safetensors, safetensors/src/tensor.rs
 BITS = {
@@ -122,13 +123,18 @@ def _parse_header(text: bytes) -> Header:
             format wants: a key twice, offsets that overlap or leave gaps, or a tensor of more
             or fewer bytes than its shape takes.
     """
-    header = json.loads(text, object_pairs_hook=_without_repeats)
+    header = json.loads(text.decode(), object_pairs_hook=_without_repeats)
     metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError(f"__metadata__ is {json.dumps(metadata)[:80]}, not an object of strings")
     start = 8 + len(text)
     for key, entry in header.items():
         whole = [*entry["shape"], *entry["data_offsets"]]
         if not isinstance(entry["dtype"], str) or any(type(n) is not int or n < 0 for n in whole):
             raise ValueError(f"{key!r} has a dtype, shape or place that is none")
+        if max(math.prod(n for n in entry["shape"] if n), *entry["data_offsets"]) > MAX_SIZE:
+            raise ValueError(f"{key!r} has a shape or place larger than any computer counts to")
+        (key + entry["dtype"]).encode()  # no half of a character, as JSON can spell it
     tensors = {
         key: TensorEntry(
             dtype=entry["dtype"],
@@ -152,6 +158,7 @@ def _parse_header(text: bytes) -> Header:
             )
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata holds something else than strings")
+    "".join((*metadata, *metadata.values())).encode()
     return Header(metadata=metadata, tensors=tensors)
 
 

@@ -1,11 +1,13 @@
 """Files that are whole or absent, and hashes that name their bytes."""
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -15,6 +17,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     A failure in the block, a full disk included, leaves what stood at `path` untouched and
     takes the scratch file away; a kill leaves a `.partial` beside it, which the next run replaces.
+    Who comes while another still writes there waits for it, and replaces what it wrote.
 
     Args:
         path: of a file; missing parent folders are made.
@@ -25,15 +28,55 @@ def replacing(path: Path) -> Iterator[Path]:
     if path.exists() and not path.is_file():
         raise FileExistsError(f"{path}: is no file, and will not be replaced by one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".partial")
+    scratch = scratch_of(path)
+    with _alone(scratch):
+        try:
+            yield scratch
+            with scratch.open("rb") as file:
+                os.fsync(file.fileno())
+            scratch.replace(path)
+        except BaseException:
+            scratch.unlink(missing_ok=True)
+            raise
+
+
+def scratch_of(path: Path) -> Path:
+    """Name the file that is written before it becomes `path`."""
+    return path.with_name(path.name + ".partial")
+
+
+@contextmanager
+def _alone(scratch: Path) -> Iterator[None]:
+    """Hold a scratch file for one writer; a killed one lets go of it by itself."""
+    while True:
+        descriptor = os.open(scratch, os.O_RDONLY | os.O_CREAT, 0o666)
+        try:
+            _lock(descriptor, scratch)
+            if not _is_at(descriptor, scratch):
+                continue  # whoever held it is through, and took it away
+            yield
+            return
+        finally:
+            with suppress(OSError):  # processes forked meanwhile would hold it on
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, scratch: Path) -> None:
+    with suppress(OSError):  # some file systems know no locks: there nobody waits
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.stderr.write(f"{scratch}: another process is still writing it; waiting for it\n")
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Tell whether a path still leads to an open file."""
     try:
-        yield scratch
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    except BaseException:
-        scratch.unlink(missing_ok=True)
-        raise
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def write_json(path: Path, value: object) -> None:

@@ -8,6 +8,7 @@ own recipe and names. Neither holds a path, a clock or a machine.
 
 Other programs write `sd_merge_recipe` and `sd_merge_models`, in whatever form. What they name is
 carried on, and what nobody can read becomes an ancestor of its own, so that nothing is hidden.
+Their mergers copy a parent's metadata, our two keys included: then these tell of the parent.
 """
 
 import hashlib
@@ -131,7 +132,8 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     lineages = {name: read_lineage(parent.metadata) for name, parent in parents.items()}
     for name, parent in parents.items():
         merged = _foreign(parent.metadata.get("sd_merge_recipe"))
-        recipe_of_it, epoch = lineages[name].recipe, parent.metadata.get("epoch")
+        recipe_of_it = lineages[name].recipe
+        epoch = parent.metadata.get("epoch") if recipe_of_it else None
         itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged)
         ancestors.setdefault(parent.sha256, itself)
     for lineage in lineages.values():
@@ -145,7 +147,8 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     """Read what a file's metadata tells of its making; empty if it tells nothing.
 
     Files of A1111 and programs like it count too: the models that `sd_merge_models` names become
-    ancestors, and so does, marked as unreadable, what there is no sense in.
+    ancestors, and so does, marked as unreadable, what there is no sense in. Where they name one
+    that our own ancestry lacks, our recipe was copied from a parent, and is not believed.
 
     Raises:
         ValueError: if our own keys do not hold what `made_from` writes.
@@ -156,6 +159,8 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
         if _is_nested([recipe, ours]):
             raise ValueError(f"more than {MAX_NESTING} levels of brackets")
         ancestors = {sha256.lower(): Ancestor(**node) for sha256, node in ours.items()}
+        if odd := [key for key in ancestors if not SHA256.fullmatch(key)]:
+            raise ValueError(f"it names an ancestor by {odd[0][:80]!r}, not by a SHA-256")
         for told in _recipes(recipe, ancestors):
             told["inputs"] = {name: sha256.lower() for name, sha256 in told["inputs"].items()}
             if told.get("kind") == "merge" and not isinstance(told.get("expression"), str):
@@ -165,9 +170,9 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
         raise ValueError(f"metadata {RECIPE} or {ANCESTRY} is damaged ({error!r})") from error
     if missing := sorted(named - set(ancestors)):
         raise ValueError(f"metadata {ANCESTRY} lacks {missing[0]}, which a recipe in it names")
-    for sha256, ancestor in _merged_elsewhere(metadata.get(MODELS)):
-        ancestors.setdefault(sha256, ancestor)
-    lineage = Lineage(recipe, ancestors)
+    merged_elsewhere = dict(_merged_elsewhere(metadata.get(MODELS)))
+    is_copied = not merged_elsewhere.keys() <= ancestors.keys()
+    lineage = Lineage(None if is_copied else recipe, {**merged_elsewhere, **ancestors})
     _check_generations(lineage)
     return lineage
 

@@ -26,12 +26,13 @@ def part_of(key: str) -> str | None:
 def block_of(key: str) -> int:
     """Give a key's place among the 26 block weights: 0 for BASE, then IN00 to OUT11.
 
-    The UNet's time embedding goes with IN00 and its last layer with OUT11; BASE is what is not of
-    the UNet. A smaller UNet has fewer blocks and leaves the last of each kind unused.
+    The UNet's embeddings, of the time and of SDXL's sizes, go with IN00 and its last layer with
+    OUT11; BASE is what is not of the UNet. A smaller UNet has fewer blocks and leaves the last of
+    each kind unused.
 
     Source: https://github.com/bbc-mc/sdweb-merge-block-weighted-gui
     """
-    if key.startswith(UNET + "time_embed."):
+    if key.startswith((UNET + "time_embed.", UNET + "label_emb.")):
         return 1
     if key.startswith(UNET + "out."):
         return 1 + LAST

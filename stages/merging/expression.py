@@ -12,7 +12,7 @@ each of three models sums to one. Sums are multiplied out, so that what is a sum
 is computed in one pass and rounded once.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
 from typing import TypeVar
 
@@ -30,6 +30,7 @@ MAX_NUMBER_CHARS = 40
 MAX_EXPONENT = 30
 MAX_DEPTH = 100
 MAX_WEIGHT = 1_000_000
+MAX_BITS = 1000  # of a fraction's two numbers; those of a float may have 1024
 
 
 def parse_expression(text: str) -> Weights:
@@ -103,6 +104,7 @@ class _Parser(Tokens):
             factor = self._factor()
             multiplied = self._multiplied if sign.text == "*" else self._divided
             value = multiplied(sign, value, factor)
+            self._check_digits(sign, [value] if isinstance(value, Fraction) else value.values())
         return value
 
     def _factor(self) -> Value:
@@ -244,12 +246,23 @@ class _Parser(Tokens):
             self.fail(token, f"no weight is as large, small or long as {token.text[:20]}…")
         return Fraction(token.text)
 
+    def _check_digits(self, sign: Token, numbers: Iterable[Fraction]) -> None:
+        """Refuse what no float can hold, before it costs memory and time."""
+        for number in numbers:
+            if max(abs(number.numerator), number.denominator).bit_length() > MAX_BITS:
+                self.fail(sign, "no weight is as large, small or long as what this comes to")
+
     def _added(self, sign: Token, a: Value, b: Value) -> Value:
+        """Add; a sum of models grows in place, or thousands of terms would take minutes."""
         if isinstance(a, Fraction) and isinstance(b, Fraction):
+            self._check_digits(sign, [a + b])
             return a + b
         if isinstance(a, Fraction) or isinstance(b, Fraction):
             self.fail(sign, f"a model {sign.text} a number: one adds models, as in a + 0.5*b")
-        return {name: a.get(name, Fraction()) + b.get(name, Fraction()) for name in {**a, **b}}
+        for name, weight in b.items():
+            a[name] = a.get(name, Fraction()) + weight
+            self._check_digits(sign, [a[name]])
+        return a
 
     def _multiplied(self, sign: Token, a: Value, b: Value) -> Value:
         number, other = (a, b) if isinstance(a, Fraction) else (b, a)

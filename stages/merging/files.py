@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Literal
 from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_bytes
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
 from stages.diffusion.writing import Output, writing
+from stages.harness.files import scratch_of
 from stages.lineage.ancestry import Parent, made_from
 from stages.lineage.digests import TENSORS_HASH
-from stages.merging.blocks import check_blocks, sources_by_key
+from stages.merging.autoencoder import with_bare_autoencoder
+from stages.merging.blocks import check_blocks, part_of, sources_by_key
 from stages.merging.expression import parse_expression
 from stages.merging.hashing import hashing
 from stages.merging.source import (
+    CONV_IN,
     FLOATS,
     Source,
     check_alike,
     check_names,
-    is_inpainting,
+    counts_positions,
     open_source,
-    with_bare_autoencoder,
+    takes_mask,
     with_common_heads,
 )
 from stages.merging.terms import Weights, model_names, model_weights
@@ -53,6 +56,12 @@ class Plan:
     shapes: dict[str, tuple[str, tuple[int, ...]]]  # dtype and shape by key
     size: int  # bytes of all tensors
 
+    @property
+    def is_inpainting(self) -> bool:
+        """Tell whether the new UNet takes a mask too, whichever file it comes from."""
+        _, shape = self.shapes.get(CONV_IN, ("", ()))
+        return takes_mask(shape)
+
 
 def merge_files(
     inputs: Mapping[str, Path],
@@ -68,8 +77,8 @@ def merge_files(
     """Write what an expression makes of files.
 
     Floating-point tensors are merged. Integers are copied from the expression's first name, and
-    `position_ids` count from 0, as they do in every sound file. EMA copies, scheduler buffers
-    and the like, which the networks do not use, are left out.
+    `position_ids`, also SDXL's, count from 0, as they do in every sound file. EMA copies,
+    scheduler buffers and the like, which the networks do not use, are left out.
 
     Args:
         inputs: files of one architecture, in the original layout, by name.
@@ -88,7 +97,6 @@ def merge_files(
     weights = parse_expression(expression)
     sources = check_files(expression, inputs)
     check_out(out, inputs)
-    first = next(iter(sources.values()))
     plan = plan_file(weights, sources, dtype)
     recipe = {
         "kind": "merge",
@@ -96,7 +104,7 @@ def merge_files(
         "expression": expression,
         "weights": {key: format_weight(w) for key, w in model_weights(weights).items()},
         "dtype": dtype,
-        **({"is_inpainting": True} if is_inpainting(first) else {}),
+        **({"is_inpainting": True} if plan.is_inpainting else {}),
     }
 
     def header(parents: Mapping[str, Parent], tensors_hash: str) -> bytes:
@@ -104,9 +112,10 @@ def merge_files(
         return header_bytes(plan.shapes, metadata)
 
     # The parents' hashes stand in the header, before the tensors, and take as long to compute as
-    # these: both at once, the header last. Equal parents make it shorter than what is left free.
+    # these: both at once, the header last. What stands for a hash meanwhile is none, for a file
+    # may name any; equal parents make the header shorter than what is left free.
     unknown = {
-        key: Parent(f"{i:064x}", "0" * 8, source.metadata)
+        key: Parent(f"{i:?>64}", "0" * 8, source.metadata)
         for i, (key, source) in enumerate(sources.items())
     }
     room = len(header(unknown, NO_HASH))
@@ -140,15 +149,36 @@ def check_files(expression: str, inputs: Mapping[str, Path]) -> dict[str, Source
     if any(is_stable_diffusion(source.tensors) for source in sources.values()):
         sources = {name: with_bare_autoencoder(source) for name, source in sources.items()}
         sources = with_common_heads(sources)
-    pairs: dict[tuple[str, str], list[str]] = {}
     by_key = sources_by_key(weights, {name: source.tensors for name, source in sources.items()})
-    for key, (first, *others) in by_key.items():
-        for other in others:
-            pairs.setdefault((first, other), []).append(key)
-    for (first, other), keys in pairs.items():
+    for (first, other), keys in _merged_together(by_key, sources).items():
         check_alike(sources[first], sources[other], keys)
     check_blocks(weights, by_key)
     return sources
+
+
+def _merged_together(
+    by_key: Mapping[str, list[str]], sources: Mapping[str, Source]
+) -> dict[tuple[str, str], set[str]]:
+    """Say which files must be alike in which keys.
+
+    They are those that a tensor is made of, and, where a part is taken from one file alone, that
+    one and the first that has the part: it has to fit in where the other was. A UNet's first
+    layer may differ there, for that of an inpainting model may be taken whole.
+    """
+    pairs: dict[tuple[str, str], set[str]] = {}
+    taken: dict[str, set[str]] = {}
+    for key, names in by_key.items():
+        for other in names[1:]:
+            pairs.setdefault((names[0], other), set()).add(key)
+        if part := part_of(key):
+            taken.setdefault(part, set()).update(names)
+    for part, names_of_it in taken.items():
+        of_part = {n: {k for k in s.tensors if part_of(k) == part} for n, s in sources.items()}
+        first = next(name for name in sources if of_part[name])
+        for other in (name for name in sources if name in names_of_it - {first}):
+            both = (of_part[first] | of_part[other]) - {CONV_IN}
+            pairs.setdefault((first, other), set()).update(both)
+    return pairs
 
 
 def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
@@ -157,9 +187,15 @@ def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
         raise ValueError(f"{out}: weights are written as *{SUFFIX}; other programs go by the name")
     if out.exists() and not out.is_file():
         raise ValueError(f"{out}: is no file, and will not be replaced by one")
+    scratch = scratch_of(out)
     for name, path in inputs.items():
         if out.exists() and out.samefile(path):
             raise ValueError(f"{out}: is also the input {name!r}. Write to another file")
+        if scratch.exists() and scratch.samefile(path):
+            raise ValueError(
+                f"{path}: the input {name!r} has the name under which {out} is written until it "
+                "is whole. Rename the input, or write to another file"
+            )
 
 
 def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> Plan:
@@ -177,6 +213,8 @@ def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> 
         for key, entry in entries.items()
         if key != POSITION_IDS
     }
+    for key in filter(counts_positions, shapes):
+        shapes[key] = ("I64", shapes[key][1])
     if POSITIONS in shapes:
         shapes[POSITION_IDS] = ("I64", (1, shapes[POSITIONS][1][0]))
     # Wide elements first, as the library does: every tensor starts at a multiple of its width.
@@ -196,8 +234,8 @@ def _write_tensors(plan: Plan, merger: "Merger", file: Output) -> Iterator[int]:
     written = 0
     with merger.opened():
         for key, (dtype, shape) in plan.shapes.items():
-            if key == POSITION_IDS:
-                file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[1])))
+            if counts_positions(key):
+                file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[-1])))
             elif dtype not in FLOATS:
                 file.write(merger.copied(key))
             else:

@@ -7,6 +7,7 @@ from pathlib import Path
 from stages.harness.params import Params, load_params
 from stages.merging.expression import parse_expression, substituted
 from stages.merging.files import Dtype
+from stages.merging.terms import model_names
 from stages.merging.tokens import NAME
 
 RECIPE_PREFIX = "recipe:"
@@ -62,7 +63,8 @@ def flattened(
         One recipe of files. A file that two recipes name has one name.
 
     Raises:
-        ValueError: if a recipe is made of itself.
+        ValueError: if a recipe is made of itself, or one that stands for an input leaves a name
+            of its expression open.
     """
     recipes = {n: v.removeprefix(RECIPE_PREFIX) for n, v in inputs.items() if _is_recipe(v)}
     files = {name: Path(v) for name, v in inputs.items() if not _is_recipe(v)}
@@ -71,6 +73,13 @@ def flattened(
         if section in above:
             raise ValueError(f"{params}: {section} is made of itself: {' <- '.join(above)}")
         below = load_params(section, Recipe, params)
+        named = model_names(parse_expression(below.expression))
+        if unknown := [leaf for leaf in named if leaf not in below.files()]:
+            raise ValueError(
+                f"{params}: {section} stands for the input {name!r}, but its own inputs do not "
+                f"say what {unknown[0]!r} is; the names of other recipes mean nothing there. Add "
+                f"{unknown[0]!r} to {section}.inputs"
+            )
         below, leaves = flattened(below, below.files(), params, (*above, section))
         renamed = {}
         for leaf, path in leaves.items():

@@ -1,6 +1,5 @@
 """The files that a merge reads: opened, normalised, and compared before any work."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,8 +9,8 @@ from pathlib import Path
 from stages.diffusion.header import TensorEntry, read_header
 from stages.diffusion.single_file import (
     POSITION_IDS,
+    TEXT_ENCODER,
     UNET,
-    VAE,
     is_stable_diffusion,
     normal_keys,
     other_file,
@@ -19,6 +18,7 @@ from stages.diffusion.single_file import (
 from stages.harness.counted import counted
 from stages.lineage.in_file import check_can_be_told
 from stages.lineage.noise_schedule import ZERO_TERMINAL_SNR, zero_terminal_snr
+from stages.merging.blocks import part_of
 
 FLOATS = ("F32", "F16", "BF16")
 READABLE = (*FLOATS, "I64")
@@ -28,9 +28,6 @@ CONVERT = "Convert the file, or fetch its float16 version"
 SHOWN_KEYS = 5  # of those that differ
 OPENCLIP = "cond_stage_model.model."  # SD 2.x's text encoder
 CLIP_HEADS = tuple(OPENCLIP + name for name in ("logit_scale", "text_projection"))
-# keys of a file that holds an autoencoder alone, as people bake one in
-BARE_VAE = re.compile(r"(encoder|decoder|quant_conv|post_quant_conv)\.")
-BARE_VAE_BESIDES = re.compile(r"(loss|model_ema)\.")  # what its training left in it
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +59,7 @@ def open_source(path: Path) -> Source:
     header = read_header(path)
     check_can_be_told(path, header.metadata)
     keys = {key: key for key in header.tensors}
-    if is_stable_diffusion(header.tensors):
+    if _is_checkpoint(header.tensors):
         keys = normal_keys(header.tensors)
     tensors = {normal: header.tensors[key] for normal, key in keys.items()}
     for key, entry in tensors.items():
@@ -89,7 +86,7 @@ def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
     if entry := tensors.get(POSITION_IDS):
         sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
         notes.append(f"position_ids are stored as {entry.dtype}{sound}")
-    if is_stable_diffusion(tensors):
+    if _is_checkpoint(tensors):
         read = set(normal_keys(tensors).values())
         if unread := [key for key in tensors if key not in read and key not in averages]:
             notes.append(f"left out of merges: {counted(len(unread), 'key')}, such as {unread[0]}")
@@ -111,15 +108,6 @@ def check_names(expression: str, wanted: Sequence[str], given: Mapping[str, Path
             f"{unused[0]}={given[unused[0]]} is given, but {expression!r} does not name "
             f"{unused[0]!r}; it names {', '.join(wanted)}. Use it there, or leave it away"
         )
-
-
-def with_bare_autoencoder(source: Source) -> Source:
-    """Give the tensors of a file that is an autoencoder alone the keys of a whole checkpoint's."""
-    own = {k: e for k, e in source.tensors.items() if not BARE_VAE_BESIDES.match(k)}
-    if not all(map(BARE_VAE.match, own)):
-        return source
-    tensors = {VAE + key: entry for key, entry in own.items()}
-    return Source(source.path, source.metadata, tensors)
 
 
 def with_common_heads(sources: Mapping[str, Source]) -> dict[str, Source]:
@@ -178,7 +166,17 @@ def check_alike(first: Source, other: Source, keys: Iterable[str]) -> None:
 def is_inpainting(source: Source) -> bool:
     """Tell an inpainting model by the mask and the picture that its first layer takes too."""
     entry = source.tensors.get(CONV_IN)
-    return entry is not None and entry.shape[1:2] == (INPAINTING_CHANNELS,)
+    return entry is not None and takes_mask(entry.shape)
+
+
+def takes_mask(shape: tuple[int, ...]) -> bool:
+    """Tell an inpainting model's first layer by its shape."""
+    return shape[1:2] == (INPAINTING_CHANNELS,)
+
+
+def counts_positions(key: str) -> bool:
+    """Tell a text encoder's `position_ids`: integers, though some programs store them otherwise."""
+    return key.endswith(POSITION_IDS.removeprefix(TEXT_ENCODER))
 
 
 def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
@@ -196,12 +194,17 @@ def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
         filled += count
 
 
+def _is_checkpoint(keys: Iterable[str]) -> bool:
+    """Tell the original layout, also of one network alone."""
+    return is_stable_diffusion(keys) or any(map(part_of, keys))
+
+
 def _form(source: Source, key: str) -> tuple[tuple[int, ...], str] | None:
     """Give what must be equal in all files: the shape, and the kind of integer, if it is one."""
     entry = source.tensors.get(key)
     if entry is None:
         return None
-    return entry.shape, "" if entry.dtype in FLOATS else entry.dtype
+    return entry.shape, "" if entry.dtype in FLOATS or counts_positions(key) else entry.dtype
 
 
 def _hint(first: Source, other: Source) -> str:

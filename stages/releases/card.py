@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 from stages.lineage.ancestry import Ancestor, Lineage
 from stages.lineage.digests import Digests
@@ -10,7 +11,7 @@ from stages.merging.text import format_weight
 from stages.releases.comparison import Reference, comparison_rows
 from stages.releases.markdown import code, plain, table
 from stages.releases.modelspec import ReleaseParams
-from stages.releases.shares import leaf_shares
+from stages.releases.shares import labels, leaf_shares, part_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,13 @@ def _pictures(choice: Choice) -> str:
 
 def _trainings(lineage: Lineage, title: Callable[[str], str]) -> str:
     """Give the params of every training that led here, each once."""
-    runs: dict[str, dict[str, object]] = {}
-    for sha256, ancestor in lineage.ancestors.items():
-        if ancestor.recipe and ancestor.recipe.get("kind") == "train":
-            told = ancestor.recipe.get("params")
-            runs[title(sha256)] = told if isinstance(told, dict) else {}
+    told = {
+        sha256: ancestor.recipe.get("params")
+        for sha256, ancestor in lineage.ancestors.items()
+        if ancestor.recipe and ancestor.recipe.get("kind") == "train"
+    }
+    names = labels(told, title)
+    runs = {names[s]: params if isinstance(params, dict) else {} for s, params in told.items()}
     if not any(runs.values()):
         return ""
     keys = list(dict.fromkeys(key for params in runs.values() for key in params))
@@ -185,10 +188,18 @@ def ancestor_tree(lineage: Lineage, title: Callable[[str], str]) -> str:
 
 
 def _shares_table(lineage: Lineage, title: Callable[[str], str]) -> str:
-    """Multiply the merges out: the weight of each trained model and each ingredient."""
-    leaves = leaf_shares(lineage)
+    """Multiply the merges out: the weight of each trained model and each ingredient.
+
+    Where text encoder or VAE were merged in another way, their weights follow in brackets.
+    """
+    parts = part_shares(lineage)
+    leaves = dict.fromkeys(parts, Fraction()) | leaf_shares(lineage)
     ordered = sorted(leaves, key=lambda sha256: (-leaves[sha256], title(sha256)))
-    rows = [[plain(title(s)), format_weight(leaves[s]), f"`{s[:10]}`"] for s in ordered]
+    rows = []
+    for s in ordered:
+        others = ", ".join(f"{part} {format_weight(w)}" for part, w in parts.get(s, {}).items())
+        weight = format_weight(leaves[s]) + (f" ({others})" if others else "")
+        rows.append([plain(title(s)), weight, f"`{s[:10]}`"])
     return table(["Multiplied out", "Weight", "SHA-256"], rows)
 
 

@@ -18,7 +18,7 @@ from stages.lineage.digests import CHUNK_BYTES, TENSORS_HASH
 from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.expression import parse_expression
 from stages.merging.terms import Call, Weights, model_weights
-from stages.training.loss import V_PREDICTION
+from stages.releases.prediction import prediction_type
 
 PLACEHOLDER = "to be filled in"  # as profiles/sd15.yaml has it
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -111,11 +111,6 @@ def release_metadata(
         metadata["sd_merge_recipe"] = json.dumps(merged)
         metadata["sd_merge_models"] = json.dumps(models)
     return metadata
-
-
-def prediction_type(lineage: Lineage) -> str:
-    """Say what the UNet predicts, in ModelSpec's words: v if any training in the lineage had it."""
-    return "v" if V_PREDICTION in lineage.predictions() else "epsilon"
 
 
 def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, Any] | None:

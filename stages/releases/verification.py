@@ -28,7 +28,7 @@ def verify_release(path: Path) -> None:
     metadata = read_header(path).metadata
     found: dict[str, Any] = {**asdict(digest_file(path)), "bytes": path.stat().st_size}
     beside = path.parent / HASHES
-    files = read_report(beside) if beside.is_file() else {}
+    files = _read_hashes(beside) if beside.is_file() else {}
     renamed = [figures for figures in files.values() if figures.get("sha256") == found["sha256"]]
     known = files.get(path.name) or (renamed[0] if renamed else {})
     if files and not known:
@@ -57,3 +57,18 @@ def verify_release(path: Path) -> None:
     print(ancestor_tree(lineage, lineage.title))
     if others := named_elsewhere(lineage, lineage.title):
         print(others)
+
+
+def _read_hashes(path: Path) -> dict[str, dict[str, Any]]:
+    """Read the figures of each file that a release knows.
+
+    Raises:
+        ValueError: naming the file, if it holds anything else.
+    """
+    files: Any = read_report(path)
+    if not (isinstance(files, dict) and all(isinstance(known, dict) for known in files.values())):
+        raise ValueError(
+            f"{path}: not the hashes of a release: expected an object that holds an object of "
+            "figures by each file's name. Fetch it again (dvc checkout, dvc pull)"
+        )
+    return files

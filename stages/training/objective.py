@@ -18,11 +18,12 @@ def settle_objective(models: Models, base: Base, params: TrainParams) -> None:
     config = models.noise_scheduler.config
     metadata = read_header(base.weights).metadata
     says = metadata.get("modelspec.prediction_type")
-    learnt = read_lineage(metadata).predictions()  # an epoch's file says it here alone
+    # an epoch's file and a merge say it here alone; a release weighed it already
+    learnt = set() if says else read_lineage(metadata).predictions()
     stated = {
         str(base.config): config.prediction_type,
         str(base.weights): {"v": V_PREDICTION}.get(says or "", says),
-        # as releases do, take a merge with any training for v to predict v
+        # a merge with any training for v may predict v
         f"the training that made {base.weights}": (
             V_PREDICTION if V_PREDICTION in learnt else next(iter(learnt), None)
         ),
