@@ -14,7 +14,9 @@ from stages.diffusion.sample import draw
 from stages.diffusion.samplers import levels_of
 from stages.lineage.ancestry import made_from, read_lineage, read_parent
 from stages.lineage.noise_schedule import zero_terminal_snr
+from stages.merging.expression import parse_expression
 from stages.merging.files import merge_files
+from stages.merging.terms import model_names
 from stages.releases.modelspec import release_metadata, write_release
 from stages.training import preview
 from stages.training.loop import train
@@ -134,5 +136,51 @@ def test_a_file_that_another_program_marked_passes_it_on_in_merges(
 
     plain, marked = base / "base.safetensors", tmp_path / "marked.safetensors"
     save_file({**load_file(plain), **{key: torch.empty(0) for key in MARKERS}}, marked)
-    merge_files({"a": plain, "b": marked}, "0.5*a + 0.5*b", tmp_path / "c.safetensors", "float16")
-    assert zero_terminal_snr(read_header(tmp_path / "c.safetensors").metadata)
+    merged = tmp_path / "c.safetensors"
+    merge_files({"a": plain, "b": marked}, "0.5*a + 0.5*b", merged, "float16")
+    metadata = read_header(merged).metadata
+    assert zero_terminal_snr(metadata)
+    assert_predicts_v_from_pure_noise(merged, base)
+    told = release_metadata(RELEASE_PARAMS, read_lineage(metadata), metadata, "0" * 64, str)
+    assert told["modelspec.prediction_type"] == "v"
+
+
+def assert_predicts_v_from_pure_noise(weights: Path, base: Path) -> None:
+    """See that it is drawn as it was trained, though the config folder speaks of noise."""
+    models = load_models(weights, base / "config")
+    assert_pure_noise(models)
+    assert levels_of(models.noise_scheduler).predicts_v
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_marked"),
+    [
+        ("parts(a, vae=z)", False),
+        ("parts(z, vae=a)", True),
+        ("a + 0*z", False),
+        ("0.6*a + 0.4*z", False),
+        ("0.4*a + 0.6*z", True),
+        ("a + 0.5*(z - y)", False),
+        ("slerp(a, z, 0.7)", True),
+    ],
+)
+def test_a_merge_is_drawn_as_most_of_its_unet_was_trained(
+    tmp_path: Path, expression: str, is_marked: bool
+) -> None:
+    from safetensors.torch import save_file
+
+    weights = {
+        "model.diffusion_model.out.2.weight": torch.ones(2, 2),
+        "first_stage_model.decoder.conv_in.weight": torch.ones(2, 2),
+    }
+    inputs = {}
+    for name in model_names(parse_expression(expression)):
+        markers = {key: torch.empty(0) for key in MARKERS if name != "a"}
+        inputs[name] = tmp_path / f"{name}.safetensors"
+        save_file({**weights, **markers}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, expression, out, "float16")
+    metadata = read_header(out).metadata
+    assert zero_terminal_snr(metadata) == is_marked
+    told = release_metadata(RELEASE_PARAMS, read_lineage(metadata), metadata, "0" * 64, str)
+    assert told["modelspec.prediction_type"] == ("v" if is_marked else "epsilon")

@@ -139,7 +139,7 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     for lineage in lineages.values():
         ancestors = {**lineage.ancestors, **ancestors}
     nodes = {sha256: _node(ancestor) for sha256, ancestor in ancestors.items()}
-    schedule = noise_schedule(recipe, (parent.metadata for parent in parents.values()))
+    schedule = noise_schedule(recipe, {name: p.metadata for name, p in parents.items()})
     return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes), **schedule}
 
 

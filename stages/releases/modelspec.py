@@ -91,7 +91,8 @@ def release_metadata(
         "usage_hint": params.usage_hint,
         "tags": ", ".join(params.tags),
         "resolution": f"{params.resolution}x{params.resolution}",
-        "prediction_type": prediction_type(lineage),
+        # only what predicts v draws from pure noise, and another program's file tells no training
+        "prediction_type": "v" if zero_terminal_snr(ours) else prediction_type(lineage),
         "thumbnail": thumbnail,
         "merged_from": ", ".join(title(sha256) for sha256 in lineage.inputs().values()),
     }
