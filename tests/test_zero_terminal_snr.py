@@ -182,5 +182,29 @@ def test_a_merge_is_drawn_as_most_of_its_unet_was_trained(
     merge_files(inputs, expression, out, "float16")
     metadata = read_header(out).metadata
     assert zero_terminal_snr(metadata) == is_marked
+    assert MARKERS & read_header(out).tensors.keys() == (MARKERS if is_marked else set())
     told = release_metadata(RELEASE_PARAMS, read_lineage(metadata), metadata, "0" * 64, str)
     assert told["modelspec.prediction_type"] == ("v" if is_marked else "epsilon")
+
+
+@pytest.mark.parametrize("markers", [{"v_pred"}, MARKERS])
+def test_other_programs_find_in_a_merge_of_sdxl_what_they_found_in_its_inputs(
+    tmp_path: Path, markers: set[str]
+) -> None:
+    """ComfyUI takes a larger model for one that predicts noise unless it finds `v_pred`."""
+    from safetensors.torch import load_file, save_file
+
+    keys = (
+        "model.diffusion_model.label_emb.0.0.weight",
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",
+    )
+    inputs = {}
+    for number, name in enumerate("ab"):
+        marked = {key: torch.empty(0) for key in markers}
+        inputs[name] = tmp_path / f"{name}.safetensors"
+        save_file({**{key: torch.full((2,), number + 1.0) for key in keys}, **marked}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, "0.5*a + 0.5*b", out, "float16")
+    merged = load_file(out)
+    assert merged.keys() == {*keys, *markers}
+    assert all(torch.equal(merged[key], torch.full((2,), 1.5).half()) for key in keys)
