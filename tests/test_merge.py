@@ -179,9 +179,13 @@ def test_numbers_that_multiply_beyond_every_float_are_refused_where_they_do(text
         parse_expression(text.replace("HUGE", huge))
 
 
-def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone() -> None:
+@pytest.mark.parametrize("numbers", [0, 1])
+def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone(numbers: int) -> None:
+    """Whether or not it is multiplied by as many numbers."""
+
     def seconds(terms: int) -> float:
         text = " + ".join(f"0.1*m{i}" for i in range(terms))
+        text = f"({text}){' * 1 / 1' * numbers * terms}"
         start = time.process_time()
         assert len(parse_expression(text)) == terms
         return time.process_time() - start
