@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -896,6 +897,20 @@ def test_too_little_room_is_known_before_the_work(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match="No room for"):
         merged(abc(tmp_path), "a + b - c")
+
+
+def test_what_a_kill_left_takes_no_room_from_the_next_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = abc(tmp_path)
+    left = tmp_path / "out.safetensors.partial"
+    left.write_bytes(bytes(10_000))
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=10_000 - left.stat().st_size)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert torch.equal(merged(inputs, "a + b - c")[KEY], A + B - C)
 
 
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
