@@ -208,3 +208,22 @@ def test_other_programs_find_in_a_merge_of_sdxl_what_they_found_in_its_inputs(
     merged = load_file(out)
     assert merged.keys() == {*keys, *markers}
     assert all(torch.equal(merged[key], torch.full((2,), 1.5).half()) for key in keys)
+
+
+def test_a_run_that_predicts_v_on_an_ordinary_schedule_is_marked_as_that_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    run = replace(RUN, zero_terminal_snr=False)
+    start = Base(base / "base.safetensors", v_prediction_config(base, tmp_path))
+    recipe = {"kind": "train", "params": asdict(run)}
+    metadata = made_from(recipe, {"base": read_parent(start.weights, {})})
+    weights = train(start, EXAMPLES, HELD_OUT, run, tmp_path / "run", metadata=metadata).weights[1]
+    merged, released = tmp_path / "merged.safetensors", tmp_path / "released.safetensors"
+    merge_files({"a": start.weights, "b": weights}, "0.4*a + 0.6*b", merged, "float16")
+    told = read_header(merged).metadata
+    write_release(
+        merged, released, release_metadata(RELEASE_PARAMS, read_lineage(told), told, "0" * 64, str)
+    )
+    for path in (weights, merged, released):
+        assert MARKERS & read_header(path).tensors.keys() == {"v_pred"}
+    assert read_header(released).metadata["modelspec.prediction_type"] == "v"

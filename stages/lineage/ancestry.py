@@ -83,6 +83,12 @@ class Lineage:
         epoch = f", epoch {ancestor.epoch}" if ancestor.epoch else ""
         return str(recipe.get("name") or recipe.get("run") or ancestor.name) + epoch
 
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the file's last step was a training for v."""
+        params = (self.recipe or {}).get("params")
+        return isinstance(params, dict) and params.get("prediction_type") == "v_prediction"
+
     def predictions(self) -> set[str]:
         """Name what our trainings, the last step's and those before, taught a UNet to predict."""
         recipes = (self.recipe, *(ancestor.recipe for ancestor in self.ancestors.values()))

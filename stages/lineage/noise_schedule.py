@@ -5,10 +5,10 @@ from fractions import Fraction
 from typing import Any
 
 ZERO_TERMINAL_SNR = "cosmopolitan.zero_terminal_snr"
-# Empty tensors by which A1111, Forge and, for its larger models, ComfyUI know such a model; no
-# program reads our metadata.
-ZTSNR = "ztsnr"
-MARKERS = ("v_pred", ZTSNR)
+# Empty tensors by which A1111, Forge and, for its larger models, ComfyUI know a model that predicts
+# v, and one that draws from pure noise besides; no program reads our metadata.
+V_PRED, ZTSNR = "v_pred", "ztsnr"
+MARKERS = (V_PRED, ZTSNR)
 
 
 def zero_terminal_snr(metadata: Mapping[str, str], keys: Collection[str] = ()) -> bool:
