@@ -947,6 +947,25 @@ def merge_command(
     )
 
 
+def test_more_inputs_merge_than_a_system_lets_a_process_open_by_default(tmp_path: Path) -> None:
+    inputs = []
+    for i in range(80):
+        path = write(tmp_path / f"m{i}.safetensors", {KEY: A}, torch.float32)
+        inputs.append(f"m{i}={path}")
+    expression = " + ".join(f"m{i}/80" for i in range(80))
+
+    def limit_open_files() -> None:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+
+    out = tmp_path / "out.safetensors"
+    command = ("--expression", expression, *inputs, "--out", str(out))
+    run = merge_command(*command, before=limit_open_files)
+    assert run.returncode == 0, run.stderr
+    assert torch.allclose(load_file(out)[KEY].float(), A, rtol=1e-3)
+
+
 def test_the_help_says_what_to_type() -> None:
     text = " ".join(merge_command("--help").stdout.split())
     for words in ("a=FILE b=FILE", "0.6*a + 0.2*b + 0.2*c", "slerp(a, b, t)", "--recipe SECTION"):
