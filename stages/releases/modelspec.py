@@ -13,7 +13,7 @@ from typing import Any
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
-from stages.lineage.ancestry import ANCESTRY, RECIPE, Lineage
+from stages.lineage.ancestry import ANCESTRY, MODELS, OURS, RECIPE, STEP, Lineage
 from stages.lineage.digests import CHUNK_BYTES, TENSORS_HASH
 from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.expression import parse_expression
@@ -109,8 +109,8 @@ def release_metadata(
             }
             for sha256, ancestor in lineage.ancestors.items()
         }
-        metadata["sd_merge_recipe"] = json.dumps(merged)
-        metadata["sd_merge_models"] = json.dumps(models)
+        metadata[STEP] = json.dumps(merged)
+        metadata[MODELS] = json.dumps(models)
     return metadata
 
 
@@ -129,7 +129,7 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
     method, multiplier = _method(list(terms.values())) if is_sum else ("expression", None)
     hashes = [recipe["inputs"][key] for key in model_weights(terms)]
     return {
-        "type": "cosmopolitan",
+        "type": OURS,
         **dict(
             zip(
                 ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash"),
