@@ -90,7 +90,7 @@ def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
         sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
         notes.append(f"position_ids are stored as {entry.dtype}{sound}")
     if _is_checkpoint(tensors):
-        read = {*normal_keys(tensors).values(), *MARKERS}
+        read = {*normal_keys(tensors).values(), *MARKERS, *filter(counts_positions, tensors)}
         if unread := [key for key in tensors if key not in read and key not in averages]:
             notes.append(f"left out of merges: {counted(len(unread), 'key')}, such as {unread[0]}")
     for dtype, count in sorted(Counter(entry.dtype for entry in tensors.values()).items()):
