@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -179,9 +180,13 @@ def test_numbers_that_multiply_beyond_every_float_are_refused_where_they_do(text
         parse_expression(text.replace("HUGE", huge))
 
 
-def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone() -> None:
+@pytest.mark.parametrize("numbers", [0, 1])
+def test_a_sum_of_many_terms_is_read_in_time_that_grows_with_it_alone(numbers: int) -> None:
+    """Whether or not it is multiplied by as many numbers."""
+
     def seconds(terms: int) -> float:
         text = " + ".join(f"0.1*m{i}" for i in range(terms))
+        text = f"({text}){' * 1 / 1' * numbers * terms}"
         start = time.process_time()
         assert len(parse_expression(text)) == terms
         return time.process_time() - start
@@ -894,6 +899,20 @@ def test_too_little_room_is_known_before_the_work(
         merged(abc(tmp_path), "a + b - c")
 
 
+def test_what_a_kill_left_takes_no_room_from_the_next_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = abc(tmp_path)
+    left = tmp_path / "out.safetensors.partial"
+    left.write_bytes(bytes(10_000))
+
+    def usage(path: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=10_000 - left.stat().st_size)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    assert torch.equal(merged(inputs, "a + b - c")[KEY], A + B - C)
+
+
 def test_a_full_disk_leaves_the_old_file_whole(tmp_path: Path) -> None:
     inputs = [f"a={write(tmp_path / 'a.safetensors', {KEY: torch.ones(10**6)})}"]
     out = tmp_path / "out.safetensors"
@@ -926,6 +945,25 @@ def merge_command(
         text=True,
         check=False,
     )
+
+
+def test_more_inputs_merge_than_a_system_lets_a_process_open_by_default(tmp_path: Path) -> None:
+    inputs = []
+    for i in range(80):
+        path = write(tmp_path / f"m{i}.safetensors", {KEY: A}, torch.float32)
+        inputs.append(f"m{i}={path}")
+    expression = " + ".join(f"m{i}/80" for i in range(80))
+
+    def limit_open_files() -> None:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        )
+
+    out = tmp_path / "out.safetensors"
+    command = ("--expression", expression, *inputs, "--out", str(out))
+    run = merge_command(*command, before=limit_open_files)
+    assert run.returncode == 0, run.stderr
+    assert torch.allclose(load_file(out)[KEY].float(), A, rtol=1e-3)
 
 
 def test_the_help_says_what_to_type() -> None:

@@ -405,7 +405,7 @@ def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
         "5 tensors",
         "averages (EMA), for where the UNet is missing: 1 key\n",
         "position_ids are stored as F32, not as the integers that they are",
-        "such as betas",
+        "left out of merges: 1 key, such as betas",
         "1 tensor of F64, which is not merged",
         "1 tensor of F8_E4M3, which is not merged",
         "modelspec.title: Field",

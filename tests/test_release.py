@@ -369,6 +369,17 @@ def test_a_recipe_that_another_merger_copied_from_a_parent_is_not_believed(
         assert release(out, stranger=licensed).is_file()
 
 
+@pytest.mark.parametrize("step", ['{"type": "webui"}', "0.5 a + 0.5 b", "[]"])
+def test_a_recipe_beside_another_program_s_is_not_believed_whoever_it_names(
+    winner: Path, step: str
+) -> None:
+    released = read_header(release(winner)).metadata
+    assert read_lineage(released).recipe
+    lineage = read_lineage({**released, "sd_merge_recipe": step})
+    assert lineage.recipe is None
+    assert lineage.ancestors == read_lineage(released).ancestors
+
+
 def test_a_release_is_believed_though_it_names_its_ancestors_for_others_too(winner: Path) -> None:
     metadata = read_header(release(winner)).metadata
     assert "sd_merge_models" in metadata

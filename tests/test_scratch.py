@@ -5,12 +5,12 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from stages.harness.files import replacing
+from stages.harness.files import link_or_copy, replacing
 from stages.harness.scratch import exclusive, work_dir
 from tests.imports import ROOT
 
@@ -88,3 +88,44 @@ def test_writers_of_one_file_wait_for_each_other_and_the_last_one_stays(
     assert path.read_text() == f"{order[-1]}\n" * 20
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert "another process is still writing it" in capfd.readouterr().err
+
+
+def test_a_link_made_twice_leaves_nothing_by_which_its_source_could_be_overwritten(
+    tmp_path: Path,
+) -> None:
+    source, path = tmp_path / "source", tmp_path / "path"
+    source.write_text("precious")
+    for _ in range(2):
+        link_or_copy(source, path)
+        assert path.samefile(source)
+        assert {file.name for file in tmp_path.iterdir()} == {"source", "path"}
+    with replacing(path) as scratch:
+        scratch.write_text("new")
+    assert (source.read_text(), path.read_text()) == ("precious", "new")
+
+
+def test_who_writes_a_file_that_is_being_linked_waits_and_leaves_the_source_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, path = tmp_path / "source", tmp_path / "path"
+    source.write_text("precious")
+
+    def write() -> None:
+        with replacing(path) as scratch:
+            scratch.write_text("new")
+
+    with ThreadPoolExecutor() as pool:
+
+        def sync(descriptor: int) -> None:
+            monkeypatch.undo()
+            writers.append(pool.submit(write))
+            time.sleep(0.2)
+            assert not writers[0].done()
+            os.fsync(descriptor)
+
+        writers: list[Future[None]] = []
+        monkeypatch.setattr("os.fsync", sync)
+        link_or_copy(source, path)
+        writers[0].result()
+    assert (source.read_text(), path.read_text()) == ("precious", "new")
+    assert {file.name for file in tmp_path.iterdir()} == {"source", "path"}

@@ -14,7 +14,9 @@ from stages.diffusion.sample import draw
 from stages.diffusion.samplers import levels_of
 from stages.lineage.ancestry import made_from, read_lineage, read_parent
 from stages.lineage.noise_schedule import zero_terminal_snr
+from stages.merging.expression import parse_expression
 from stages.merging.files import merge_files
+from stages.merging.terms import model_names
 from stages.releases.modelspec import release_metadata, write_release
 from stages.training import preview
 from stages.training.loop import train
@@ -134,5 +136,94 @@ def test_a_file_that_another_program_marked_passes_it_on_in_merges(
 
     plain, marked = base / "base.safetensors", tmp_path / "marked.safetensors"
     save_file({**load_file(plain), **{key: torch.empty(0) for key in MARKERS}}, marked)
-    merge_files({"a": plain, "b": marked}, "0.5*a + 0.5*b", tmp_path / "c.safetensors", "float16")
-    assert zero_terminal_snr(read_header(tmp_path / "c.safetensors").metadata)
+    merged = tmp_path / "c.safetensors"
+    merge_files({"a": plain, "b": marked}, "0.5*a + 0.5*b", merged, "float16")
+    metadata = read_header(merged).metadata
+    assert zero_terminal_snr(metadata)
+    assert_predicts_v_from_pure_noise(merged, base)
+    told = release_metadata(RELEASE_PARAMS, read_lineage(metadata), metadata, "0" * 64, str)
+    assert told["modelspec.prediction_type"] == "v"
+
+
+def assert_predicts_v_from_pure_noise(weights: Path, base: Path) -> None:
+    """See that it is drawn as it was trained, though the config folder speaks of noise."""
+    models = load_models(weights, base / "config")
+    assert_pure_noise(models)
+    assert levels_of(models.noise_scheduler).predicts_v
+
+
+@pytest.mark.parametrize(
+    ("expression", "is_marked"),
+    [
+        ("parts(a, vae=z)", False),
+        ("parts(z, vae=a)", True),
+        ("a + 0*z", False),
+        ("0.6*a + 0.4*z", False),
+        ("0.4*a + 0.6*z", True),
+        ("a + 0.5*(z - y)", False),
+        ("slerp(a, z, 0.7)", True),
+    ],
+)
+def test_a_merge_is_drawn_as_most_of_its_unet_was_trained(
+    tmp_path: Path, expression: str, is_marked: bool
+) -> None:
+    from safetensors.torch import save_file
+
+    weights = {
+        "model.diffusion_model.out.2.weight": torch.ones(2, 2),
+        "first_stage_model.decoder.conv_in.weight": torch.ones(2, 2),
+    }
+    inputs = {}
+    for name in model_names(parse_expression(expression)):
+        markers = {key: torch.empty(0) for key in MARKERS if name != "a"}
+        inputs[name] = tmp_path / f"{name}.safetensors"
+        save_file({**weights, **markers}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, expression, out, "float16")
+    metadata = read_header(out).metadata
+    assert zero_terminal_snr(metadata) == is_marked
+    assert MARKERS & read_header(out).tensors.keys() == (MARKERS if is_marked else set())
+    told = release_metadata(RELEASE_PARAMS, read_lineage(metadata), metadata, "0" * 64, str)
+    assert told["modelspec.prediction_type"] == ("v" if is_marked else "epsilon")
+
+
+@pytest.mark.parametrize("markers", [{"v_pred"}, MARKERS])
+def test_other_programs_find_in_a_merge_of_sdxl_what_they_found_in_its_inputs(
+    tmp_path: Path, markers: set[str]
+) -> None:
+    """ComfyUI takes a larger model for one that predicts noise unless it finds `v_pred`."""
+    from safetensors.torch import load_file, save_file
+
+    keys = (
+        "model.diffusion_model.label_emb.0.0.weight",
+        "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight",
+    )
+    inputs = {}
+    for number, name in enumerate("ab"):
+        marked = {key: torch.empty(0) for key in markers}
+        inputs[name] = tmp_path / f"{name}.safetensors"
+        save_file({**{key: torch.full((2,), number + 1.0) for key in keys}, **marked}, inputs[name])
+    out = tmp_path / "out.safetensors"
+    merge_files(inputs, "0.5*a + 0.5*b", out, "float16")
+    merged = load_file(out)
+    assert merged.keys() == {*keys, *markers}
+    assert all(torch.equal(merged[key], torch.full((2,), 1.5).half()) for key in keys)
+
+
+def test_a_run_that_predicts_v_on_an_ordinary_schedule_is_marked_as_that_alone(
+    base: Path, tmp_path: Path
+) -> None:
+    run = replace(RUN, zero_terminal_snr=False)
+    start = Base(base / "base.safetensors", v_prediction_config(base, tmp_path))
+    recipe = {"kind": "train", "params": asdict(run)}
+    metadata = made_from(recipe, {"base": read_parent(start.weights, {})})
+    weights = train(start, EXAMPLES, HELD_OUT, run, tmp_path / "run", metadata=metadata).weights[1]
+    merged, released = tmp_path / "merged.safetensors", tmp_path / "released.safetensors"
+    merge_files({"a": start.weights, "b": weights}, "0.4*a + 0.6*b", merged, "float16")
+    told = read_header(merged).metadata
+    write_release(
+        merged, released, release_metadata(RELEASE_PARAMS, read_lineage(told), told, "0" * 64, str)
+    )
+    for path in (weights, merged, released):
+        assert MARKERS & read_header(path).tensors.keys() == {"v_pred"}
+    assert read_header(released).metadata["modelspec.prediction_type"] == "v"

@@ -31,7 +31,8 @@ from stages.diffusion.single_file import (
 )
 from stages.diffusion.zero_terminal_snr import rescaled, save_rescaled
 from stages.harness.files import replacing
-from stages.lineage.noise_schedule import MARKERS, zero_terminal_snr
+from stages.lineage.ancestry import read_lineage
+from stages.lineage.noise_schedule import V_PRED, ZTSNR, zero_terminal_snr
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -173,7 +174,9 @@ def save_trained(
     for name in trained:
         network, keys = parts[name]
         tensors |= to_original(network.state_dict(), keys)
-    markers = {key: torch.empty(0) for key in MARKERS if zero_terminal_snr(metadata)}
+    is_marked = {ZTSNR: zero_terminal_snr(metadata)}
+    is_marked[V_PRED] = is_marked[ZTSNR] or read_lineage(metadata).predicts_v
+    markers = {key: torch.empty(0) for key, is_so in is_marked.items() if is_so}
     tensors |= _position_ids(tensors) | markers
     write_single_file(path, tensors, metadata, torch.float16)
 

@@ -152,6 +152,7 @@ def writing(path: Path, header_length: int, size: int) -> Iterator[Output]:
     """
     try:
         with replacing(path) as scratch:
+            os.truncate(scratch, 0)  # what a kill left there takes room
             if (free := free_bytes(path)) < size:
                 raise OSError(
                     errno.ENOSPC, f"No room for {size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"

@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
 
-# Section 3.3: a sampler has to begin at the last timestep, which "leading" leaves out.
-SCHEDULE = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+# Section 3.3: a sampler has to begin at the last timestep, which "leading" leaves out; 3.1: what
+# is pure noise tells nothing of the noise that was added, so that only v can be predicted there.
+SCHEDULE = {
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "prediction_type": "v_prediction",
+}
 
 
 def rescaled(noise_scheduler: DDPMScheduler) -> DDPMScheduler:
@@ -36,8 +41,8 @@ def save_rescaled(folder: Path) -> None:
         return values
 
     config = read(folder / "scheduler/scheduler_config.json")
-    told = {"prediction_type": "v_prediction", "clip_sample": False}
-    DDIMScheduler.from_config(config, **SCHEDULE, **told).save_pretrained(folder / "scheduler")
+    scheduler = DDIMScheduler.from_config(config, **SCHEDULE, clip_sample=False)
+    scheduler.save_pretrained(folder / "scheduler")
     index = folder / "model_index.json"
     values = {**read(index), "scheduler": ["diffusers", "DDIMScheduler"]}
     index.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

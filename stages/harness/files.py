@@ -25,19 +25,28 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: if what stands there is no file, but a folder, a device or the like.
     """
-    if path.exists() and not path.is_file():
-        raise FileExistsError(f"{path}: is no file, and will not be replaced by one")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_way(path)
     scratch = scratch_of(path)
     with _alone(scratch):
         try:
             yield scratch
-            with scratch.open("rb") as file:
-                os.fsync(file.fileno())
-            scratch.replace(path)
+            _publish(scratch, path)
         except BaseException:
             scratch.unlink(missing_ok=True)
             raise
+
+
+def _make_way(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise FileExistsError(f"{path}: is no file, and will not be replaced by one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _publish(scratch: Path, path: Path) -> None:
+    """Give a file its name once its bytes are on the disk."""
+    with scratch.open("rb") as file:
+        os.fsync(file.fileno())
+    scratch.replace(path)
 
 
 def scratch_of(path: Path) -> Path:
@@ -89,14 +98,23 @@ def write_json(path: Path, value: object) -> None:
 def link_or_copy(source: Path, path: Path) -> None:
     """Give a file a second name, or copy it where the disk allows no hard link.
 
-    Neither name is ever to be written in place: it would change what both show.
+    Neither name is ever to be written in place: it would change what both show. So the scratch
+    file, which the next writer writes into, is never the link; it keeps others waiting, as above.
     """
-    with replacing(path) as scratch:
-        scratch.unlink(missing_ok=True)
+    _make_way(path)
+    scratch = scratch_of(path)
+    link = path.with_name(path.name + ".link.partial")
+    with _alone(scratch):
         try:
-            scratch.hardlink_to(source)
-        except OSError:
-            shutil.copyfile(source, scratch)
+            link.unlink(missing_ok=True)
+            try:
+                link.hardlink_to(source)
+            except OSError:
+                shutil.copyfile(source, link)
+            _publish(link, path)
+        finally:
+            link.unlink(missing_ok=True)  # it is left where both names were one file already
+            scratch.unlink(missing_ok=True)
 
 
 def sha256_file(path: Path) -> str:

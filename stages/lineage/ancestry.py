@@ -26,7 +26,8 @@ from stages.lineage.noise_schedule import noise_schedule
 
 RECIPE = "cosmopolitan.recipe"
 ANCESTRY = "cosmopolitan.ancestry"
-MODELS = "sd_merge_models"
+MODELS, STEP = "sd_merge_models", "sd_merge_recipe"
+OURS = "cosmopolitan"  # the `type` of those recipes that we write for other programs
 SHA256 = re.compile(r"[0-9a-f]{64}")
 # Beyond these no file was made in earnest, and whoever walks it would run out of stack.
 MAX_GENERATIONS = 200
@@ -83,6 +84,12 @@ class Lineage:
         epoch = f", epoch {ancestor.epoch}" if ancestor.epoch else ""
         return str(recipe.get("name") or recipe.get("run") or ancestor.name) + epoch
 
+    @property
+    def predicts_v(self) -> bool:
+        """Whether the file's last step was a training for v."""
+        params = (self.recipe or {}).get("params")
+        return isinstance(params, dict) and params.get("prediction_type") == "v_prediction"
+
     def predictions(self) -> set[str]:
         """Name what our trainings, the last step's and those before, taught a UNet to predict."""
         recipes = (self.recipe, *(ancestor.recipe for ancestor in self.ancestors.values()))
@@ -131,7 +138,7 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     ancestors: dict[str, Ancestor] = {}
     lineages = {name: read_lineage(parent.metadata) for name, parent in parents.items()}
     for name, parent in parents.items():
-        merged = _foreign(parent.metadata.get("sd_merge_recipe"))
+        merged = _foreign(parent.metadata.get(STEP))
         recipe_of_it = lineages[name].recipe
         epoch = parent.metadata.get("epoch") if recipe_of_it else None
         itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged)
@@ -139,7 +146,7 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     for lineage in lineages.values():
         ancestors = {**lineage.ancestors, **ancestors}
     nodes = {sha256: _node(ancestor) for sha256, ancestor in ancestors.items()}
-    schedule = noise_schedule(recipe, (parent.metadata for parent in parents.values()))
+    schedule = noise_schedule(recipe, {name: p.metadata for name, p in parents.items()})
     return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes), **schedule}
 
 
@@ -148,7 +155,8 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
 
     Files of A1111 and programs like it count too: the models that `sd_merge_models` names become
     ancestors, and so does, marked as unreadable, what there is no sense in. Where they name one
-    that our own ancestry lacks, our recipe was copied from a parent, and is not believed.
+    that our own ancestry lacks, or tell another step than ours, our recipe was copied from a
+    parent, and is not believed.
 
     Raises:
         ValueError: if our own keys do not hold what `made_from` writes.
@@ -171,7 +179,9 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     if missing := sorted(named - set(ancestors)):
         raise ValueError(f"metadata {ANCESTRY} lacks {missing[0]}, which a recipe in it names")
     merged_elsewhere = dict(_merged_elsewhere(metadata.get(MODELS)))
-    is_copied = not merged_elsewhere.keys() <= ancestors.keys()
+    step = _foreign(metadata.get(STEP))
+    is_foreign = step is not None and not (isinstance(step, dict) and step.get("type") == OURS)
+    is_copied = is_foreign or not merged_elsewhere.keys() <= ancestors.keys()
     lineage = Lineage(None if is_copied else recipe, {**merged_elsewhere, **ancestors})
     _check_generations(lineage)
     return lineage

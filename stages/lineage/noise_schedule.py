@@ -1,13 +1,14 @@
 """Which noise schedule a model learnt on, as the metadata of its file tell it."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
+from fractions import Fraction
 from typing import Any
 
 ZERO_TERMINAL_SNR = "cosmopolitan.zero_terminal_snr"
-# Empty tensors by which A1111, Forge and, for its larger models, ComfyUI know such a model; no
-# program reads our metadata.
-ZTSNR = "ztsnr"
-MARKERS = ("v_pred", ZTSNR)
+# Empty tensors by which A1111, Forge and, for its larger models, ComfyUI know a model that predicts
+# v, and one that draws from pure noise besides; no program reads our metadata.
+V_PRED, ZTSNR = "v_pred", "ztsnr"
+MARKERS = (V_PRED, ZTSNR)
 
 
 def zero_terminal_snr(metadata: Mapping[str, str], keys: Collection[str] = ()) -> bool:
@@ -23,14 +24,25 @@ def zero_terminal_snr(metadata: Mapping[str, str], keys: Collection[str] = ()) -
 
 
 def noise_schedule(
-    recipe: Mapping[str, Any], parents: Iterable[Mapping[str, str]]
+    recipe: Mapping[str, Any], parents: Mapping[str, Mapping[str, str]]
 ) -> dict[str, str]:
-    """Write what a new file says of it: what its training says, or a merge's inputs, any of them.
+    """Write what a new file says of it: what its training says, or most of a merge's inputs.
+
+    A model of which a merge takes the autoencoder alone, or nothing, has no say.
 
     Args:
-        recipe: of the file.
-        parents: metadata of the files that it is made of.
+        recipe: of the file; `weights` are those of its UNet.
+        parents: metadata of the files that it is made of, by name.
     """
-    params = recipe.get("params", {})
-    learnt = params.get("zero_terminal_snr", any(map(zero_terminal_snr, parents)))
+    learnt = recipe.get("params", {}).get("zero_terminal_snr")
+    if learnt is None:
+        marked = [name for name, metadata in parents.items() if zero_terminal_snr(metadata)]
+        weights = recipe.get("weights", {})
+        learnt = outweigh(marked, {name: Fraction(weights.get(name, 1)) for name in parents})
     return {ZERO_TERMINAL_SNR: "true"} if learnt else {}
+
+
+def outweigh(marked: Collection[str], weights: Mapping[str, Fraction]) -> bool:
+    """Tell whether some of a merge's models weigh as much in it as the others, and anything."""
+    share = sum((weight for name, weight in weights.items() if name in marked), Fraction())
+    return share > 0 and share >= sum(weights.values(), Fraction()) - share

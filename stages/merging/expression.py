@@ -98,13 +98,22 @@ class _Parser(Tokens):
         return value
 
     def _product(self) -> Value:
+        """Multiply; numbers first, and a sum of models once, or many numbers would take minutes."""
+        sign = self.token
         value = self._factor()
+        number = Fraction(1)
         while self.token.text in ("*", "/"):
             sign = self.advance()
             factor = self._factor()
-            multiplied = self._multiplied if sign.text == "*" else self._divided
-            value = multiplied(sign, value, factor)
-            self._check_digits(sign, [value] if isinstance(value, Fraction) else value.values())
+            if sign.text == "*" and isinstance(value, Fraction):
+                value, factor = factor, value
+            number = self._multiplied(sign, number, factor)
+            both = number * value if isinstance(value, Fraction) else number
+            self._check_digits(sign, [number, both])
+        if number == 1:
+            return value
+        value = _scaled(value, number)
+        self._check_digits(sign, [] if isinstance(value, Fraction) else value.values())
         return value
 
     def _factor(self) -> Value:
@@ -264,18 +273,16 @@ class _Parser(Tokens):
             self._check_digits(sign, [a[name]])
         return a
 
-    def _multiplied(self, sign: Token, a: Value, b: Value) -> Value:
-        number, other = (a, b) if isinstance(a, Fraction) else (b, a)
-        if not isinstance(number, Fraction):
-            self.fail(sign, "models are multiplied with each other; one must be a number")
-        return _scaled(other, number)
-
-    def _divided(self, sign: Token, a: Value, b: Value) -> Value:
-        if not isinstance(b, Fraction):
+    def _multiplied(self, sign: Token, number: Fraction, factor: Value) -> Fraction:
+        if not isinstance(factor, Fraction):
+            if sign.text == "*":
+                self.fail(sign, "models are multiplied with each other; one must be a number")
             self.fail(sign, "one divides by numbers, not by models")
-        if b == 0:
+        if sign.text == "*":
+            return number * factor
+        if factor == 0:
             self.fail(sign, "division by zero")
-        return _scaled(a, 1 / b)
+        return number / factor
 
 
 def _scaled(value: Value, by: Fraction | int) -> Value:

@@ -11,6 +11,7 @@ from stages.diffusion.writing import Output, writing
 from stages.harness.files import scratch_of
 from stages.lineage.ancestry import Parent, made_from
 from stages.lineage.digests import TENSORS_HASH
+from stages.lineage.noise_schedule import MARKERS, outweigh
 from stages.merging.autoencoder import with_bare_autoencoder
 from stages.merging.blocks import check_blocks, part_of, sources_by_key
 from stages.merging.expression import parse_expression
@@ -78,7 +79,8 @@ def merge_files(
 
     Floating-point tensors are merged. Integers are copied from the expression's first name, and
     `position_ids`, also SDXL's, count from 0, as they do in every sound file. EMA copies,
-    scheduler buffers and the like, which the networks do not use, are left out.
+    scheduler buffers and the like, which the networks do not use, are left out. The empty tensors
+    that mark a noise schedule are those of the models that most of it is made of.
 
     Args:
         inputs: files of one architecture, in the original layout, by name.
@@ -213,6 +215,11 @@ def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> 
         for key, entry in entries.items()
         if key != POSITION_IDS
     }
+    shares = model_weights(weights)
+    for marker in MARKERS:
+        marked = [name for name, source in sources.items() if marker in source.markers]
+        if outweigh(marked, shares):
+            shapes.setdefault(marker, ("F16", (0,)))
     for key in filter(counts_positions, shapes):
         shapes[key] = ("I64", shapes[key][1])
     if POSITIONS in shapes:
@@ -234,7 +241,9 @@ def _write_tensors(plan: Plan, merger: "Merger", file: Output) -> Iterator[int]:
     written = 0
     with merger.opened():
         for key, (dtype, shape) in plan.shapes.items():
-            if counts_positions(key):
+            if not tensor_bytes(dtype, shape):
+                pass
+            elif counts_positions(key):
                 file.write(b"".join(i.to_bytes(8, "little") for i in range(shape[-1])))
             elif dtype not in FLOATS:
                 file.write(merger.copied(key))

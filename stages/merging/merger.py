@@ -13,6 +13,7 @@ They are computed by one thread, so that on one machine the same merge gives the
 """
 
 import hashlib
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fractions import Fraction
@@ -31,6 +32,8 @@ from stages.merging.expression import substituted
 from stages.merging.source import Source, is_inpainting, read_into
 from stages.merging.terms import Call, Sum, Term, Weights, model_names, model_weights
 from stages.merging.text import format_sum
+
+OTHER_FILES = 100  # open besides the inputs: libraries, pipes, the new file
 
 
 class Merger:
@@ -68,6 +71,7 @@ class Merger:
         """Keep the files open, and torch as it computes best meanwhile."""
         if any(isinstance(term, Call) for term in self.weights):
             reuse_memory()
+        _allow_open_files(len(self.sources) + OTHER_FILES)
         with ExitStack() as stack:
             stack.enter_context(one_thread())
             for name, source in self.sources.items():
@@ -250,3 +254,11 @@ class Merger:
             f"{self.sources[name].path}: {key!r} holds NaN or infinity. Did its training diverge? "
             "Fetch or make it again; --allow-nonfinite merges it all the same"
         )
+
+
+def _allow_open_files(count: int) -> None:
+    """Let this process open so many files, where a system's default is fewer: 1,024, or 256."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and now < count:
+        wanted = count if most == resource.RLIM_INFINITY else min(count, most)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from stages.diffusion.single_file import (
 )
 from stages.harness.counted import counted
 from stages.lineage.in_file import check_can_be_told
-from stages.lineage.noise_schedule import ZERO_TERMINAL_SNR, zero_terminal_snr
+from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.blocks import part_of
 
 FLOATS = ("F32", "F16", "BF16")
@@ -37,6 +37,7 @@ class Source:
     path: Path
     metadata: Mapping[str, str]
     tensors: dict[str, TensorEntry]  # by normal key, sorted
+    markers: frozenset[str] = frozenset()  # of the noise schedule that it learnt on
 
     def shape(self, key: str) -> str:
         """Tell shape and kind of a tensor, for messages."""
@@ -71,9 +72,11 @@ def open_source(path: Path) -> Source:
     if not tensors:
         raise ValueError(f"{path}: holds no weights")
     metadata = dict(header.metadata)
+    markers = frozenset(MARKERS) & header.tensors.keys()
     if zero_terminal_snr(metadata, header.tensors):  # another program may have said it
         metadata[ZERO_TERMINAL_SNR] = "true"
-    return Source(path, metadata, tensors)
+        markers = frozenset(MARKERS)
+    return Source(path, metadata, tensors, markers)
 
 
 def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
@@ -87,7 +90,7 @@ def peculiarities(tensors: Mapping[str, TensorEntry]) -> list[str]:
         sound = "" if entry.dtype == "I64" else ", not as the integers that they are"
         notes.append(f"position_ids are stored as {entry.dtype}{sound}")
     if _is_checkpoint(tensors):
-        read = set(normal_keys(tensors).values())
+        read = {*normal_keys(tensors).values(), *MARKERS, *filter(counts_positions, tensors)}
         if unread := [key for key in tensors if key not in read and key not in averages]:
             notes.append(f"left out of merges: {counted(len(unread), 'key')}, such as {unread[0]}")
     for dtype, count in sorted(Counter(entry.dtype for entry in tensors.values()).items()):
@@ -118,10 +121,9 @@ def with_common_heads(sources: Mapping[str, Source]) -> dict[str, Source]:
     encoders = [s for s in sources.values() if any(key.startswith(OPENCLIP) for key in s.tensors)]
     lacking = {key for key in CLIP_HEADS if not all(key in s.tensors for s in encoders)}
     return {
-        name: Source(
-            source.path,
-            source.metadata,
-            {key: entry for key, entry in source.tensors.items() if key not in lacking},
+        name: replace(
+            source,
+            tensors={key: entry for key, entry in source.tensors.items() if key not in lacking},
         )
         for name, source in sources.items()
     }

@@ -13,7 +13,7 @@ from typing import Any
 from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.writing import writing
 from stages.harness.params import Params
-from stages.lineage.ancestry import ANCESTRY, RECIPE, Lineage
+from stages.lineage.ancestry import ANCESTRY, MODELS, OURS, RECIPE, STEP, Lineage
 from stages.lineage.digests import CHUNK_BYTES, TENSORS_HASH
 from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.expression import parse_expression
@@ -91,7 +91,8 @@ def release_metadata(
         "usage_hint": params.usage_hint,
         "tags": ", ".join(params.tags),
         "resolution": f"{params.resolution}x{params.resolution}",
-        "prediction_type": prediction_type(lineage),
+        # only what predicts v draws from pure noise, and another program's file tells no training
+        "prediction_type": "v" if zero_terminal_snr(ours) else prediction_type(lineage),
         "thumbnail": thumbnail,
         "merged_from": ", ".join(title(sha256) for sha256 in lineage.inputs().values()),
     }
@@ -108,8 +109,8 @@ def release_metadata(
             }
             for sha256, ancestor in lineage.ancestors.items()
         }
-        metadata["sd_merge_recipe"] = json.dumps(merged)
-        metadata["sd_merge_models"] = json.dumps(models)
+        metadata[STEP] = json.dumps(merged)
+        metadata[MODELS] = json.dumps(models)
     return metadata
 
 
@@ -128,7 +129,7 @@ def sd_merge_recipe(recipe: Mapping[str, Any] | None, name: str) -> dict[str, An
     method, multiplier = _method(list(terms.values())) if is_sum else ("expression", None)
     hashes = [recipe["inputs"][key] for key in model_weights(terms)]
     return {
-        "type": "cosmopolitan",
+        "type": OURS,
         **dict(
             zip(
                 ("primary_model_hash", "secondary_model_hash", "tertiary_model_hash"),
