@@ -351,6 +351,22 @@ def test_sdxl_s_position_ids_are_integers_that_are_never_interpolated(
         assert torch.equal(found, ids)
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+)
+def test_whole_numbers_and_truth_values_are_the_first_model_s(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    inputs = {"a": tmp_path / "a.safetensors", "b": tmp_path / "b.safetensors"}
+    for (path, values), weights in zip(
+        ((inputs["a"], [1, 0, 1]), (inputs["b"], [0, 1, 1])), (A, B), strict=True
+    ):
+        save_file({KEY: weights, "steps": torch.tensor(values).to(dtype)}, path)
+    found = merged(inputs, "0.6*b + 0.4*a", dtype="float16")["steps"]
+    assert found.dtype == dtype
+    assert found.tolist() == [0, 1, 1]
+
+
 def test_a_merge_of_real_networks_loads_in_diffusers_models(
     tmp_path: Path, tiny_sd: TinySD
 ) -> None:

@@ -21,7 +21,7 @@ from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_termi
 from stages.merging.blocks import part_of
 
 FLOATS = ("F32", "F16", "BF16")
-READABLE = (*FLOATS, "I64")
+READABLE = (*FLOATS, "BOOL", "U8", "I8", "I16", "I32", "I64")
 CONV_IN = UNET + "input_blocks.0.0.weight"
 INPAINTING_CHANNELS = 9
 CONVERT = "Convert the file, or fetch its float16 version"
