@@ -396,6 +396,20 @@ def test_the_winner_is_compared_to_the_reference_which_is_never_chosen(
     assert report["reference"]["score_lead_high"] < 0
 
 
+def test_a_candidate_may_be_the_reference_also_where_a_loss_is_known(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["epoch_001", "epoch_002"]
+    choosing.scores = [make_scores(tmp_path / "s.csv", dict(zip(names, (1.0, 2.0), strict=True)))]
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text("epoch,val_loss\n1,0.5\n2,0.4\n")
+    choosing.reference = "epoch_001"
+    report = choosing.one(names)
+    assert "Compared with epoch_001: score +0.997 (" in report["reason"]
+    assert report["reason"].count("Compared") == 1
+    assert "loss" not in report["reason"].partition("Compared")[2]
+
+
 def test_votes_count_though_nobody_voted_on_the_reference(
     choosing: Choosing, tmp_path: Path
 ) -> None:
