@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from stages import select
-from stages.choice.evidence import Measures
-from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, fill_places
+from stages.choice.evidence import Measures, gather
+from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, difference, fill_places
 from stages.choice.scores import (
     Score,
     interval,
@@ -295,6 +295,27 @@ def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
     assert "not enough to compare all candidates" in report["reason"]
     choosing.votes = tmp_path / "nobody voted.csv"
     assert choosing.one(["a", "b", "c"])["choice"] == "a"
+
+
+def test_votes_on_a_model_are_votes_on_all_of_its_weights(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["a", "b", "twin"]
+    for name in names:
+        (tmp_path / name).write_text("weights of a" if name == "twin" else f"weights of {name}")
+    weights = {name: tmp_path / name for name in names}
+    votes = make_votes(tmp_path / "votes", [("a", "b", 30)])
+    rule, measures = RULE, Measures([], None, votes, None, "test")
+    for among in (names, ["b", "twin"]):  # `a` may be no candidate of this choice
+        found, _ = gather({name: weights[name] for name in among}, measures, rule)
+        assert [kind.kind for kind in found] == ["votes"]
+        assert found[0].values["twin"] == found[0].values.get("a", found[0].values["twin"])
+        gap = difference("twin", "b", found[0], 0.95)
+        assert gap
+        assert gap.is_clear
+    decision = decide(names, {"winner": names}, "auto", gather(weights, measures, rule)[0], rule)
+    assert decision.chosen == {"winner": "a"}
+    assert decision.is_clear is False, "nothing tells the two apart"
 
 
 def test_a_persons_name_wins_and_the_rules_choice_is_told(
