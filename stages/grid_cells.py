@@ -70,7 +70,7 @@ def run(
     with crew() as ours, _held_once(work_dir("grid") / group, ours):
         if ours.rank == 0:
             _adopt(out, columns, cache)
-        missing = {c.name: [cell for cell in c.cells if not cache.find(cell)] for c in columns}
+        missing = _missing(columns, cache)
         missing = ours.gathered(missing)[0]  # others may have looked when some was drawn
         if ours.rank == 0:
             _say_plan(group, columns, missing)
@@ -124,8 +124,20 @@ def _adopt(out: Path, columns: Sequence[Column], cache: CellCache) -> None:
             cache.adopt(wanted[entry.address], out / entry.file)
 
 
+def _missing(columns: Sequence[Column], cache: CellCache) -> dict[str, list[Cell]]:
+    """List by model what is to be drawn; of models of the same weights the first draws for all."""
+    taken: set[str] = set()
+    missing = {}
+    for column in columns:
+        wanted = {cell.address: cell for cell in column.cells if not cache.find(cell)}
+        missing[column.name] = [cell for address, cell in wanted.items() if address not in taken]
+        taken |= wanted.keys()
+    return missing
+
+
 def _say_plan(group: str, columns: Sequence[Column], missing: dict[str, list[Cell]]) -> None:
-    total, wanted = sum(map(len, missing.values())), sum(len(c.cells) for c in columns)
+    total = sum(map(len, missing.values()))
+    wanted = len({cell.address for column in columns for cell in column.cells})
     print(
         f"grid {group}: {counted(wanted, 'cell')} of {counted(len(columns), 'model')}, "
         f"{wanted - total:,} drawn before, {total:,} to draw",

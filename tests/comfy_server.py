@@ -67,6 +67,7 @@ class Habits:
     loses: bool = False  # the files that it saved
     cuts: bool = False  # the files that it sends
     drops_socket: bool = False  # closes the socket after each graph is sent
+    chatty: bool = False  # a custom node sends messages of its own kinds
     silent: bool = False  # sends no messages: only the history tells
     old: bool = False  # chooses prompt ids itself
     combo: bool = False  # describes the loader's input as newer kinds of nodes do
@@ -169,6 +170,8 @@ class FakeComfy:
         hello = next(line["message"] for line in recorded("drawn") if "sid" in str(line))
         hello["data"]["sid"] = client
         await socket.send_json(hello)
+        for text in ('{"type": "mine", "data": "hello"}', "[1]", "plain") * self.habits.chatty:
+            await socket.send_str(text)
         if self._running == client:  # it comes back in the middle; the message names no graph
             await socket.send_json({"type": "executing", "data": {"node": "sampled"}})
         async for message in socket:

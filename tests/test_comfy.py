@@ -158,8 +158,8 @@ def test_when_all_are_lost_what_was_drawn_is_kept(tmp_path: Path, start: Start) 
     assert counts["drawn"] == 11
 
 
-@pytest.mark.parametrize("habit", ["silent", "drops_socket", "old", "combo"])
-def test_messages_that_never_come_and_older_servers_are_no_obstacle(
+@pytest.mark.parametrize("habit", ["silent", "drops_socket", "old", "combo", "chatty"])
+def test_messages_that_never_come_or_of_others_and_older_servers_are_no_obstacle(
     tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch, habit: str
 ) -> None:
     monkeypatch.setattr("stages.comfy.server.ASK_AGAIN_S", 0.1)

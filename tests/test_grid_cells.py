@@ -427,6 +427,27 @@ def test_what_was_drawn_and_what_was_there_is_counted(zoo: Zoo, tmp_path: Path) 
     assert (counts["drawn"], counts["reused"]) == (CELLS, 2 * CELLS)
 
 
+def test_models_of_the_same_weights_draw_once(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "open_model", fake_model)
+    put, kept = CellCache.put, []
+
+    def counted(cache: CellCache, cell: Cell, picture: Image.Image) -> Path:
+        kept.append(cell)
+        return put(cache, cell, picture)
+
+    monkeypatch.setattr(CellCache, "put", counted)
+    one, twin, other = (tmp_path / name for name in ("one", "twin", "other"))
+    for path in (one, twin, other):
+        path.write_text("another's" if path == other else "the same")
+    counts = draw_grid({p.name: p for p in (one, twin, other)}, zoo.config, tmp_path / "out")
+    assert (counts["cells"], counts["drawn"], counts["reused"]) == (3 * CELLS, 2 * CELLS, 0)
+    assert len(kept) == 2 * CELLS
+    files = published(tmp_path / "out")
+    assert all(files[f"twin/{n:04}.png"] == files[f"one/{n:04}.png"] for n in range(1, CELLS + 1))
+
+
 def test_a_grid_that_was_pulled_is_extended_and_not_drawn_again(
     zoo: Zoo, tmp_path: Path, scratch: Path
 ) -> None:

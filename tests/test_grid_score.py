@@ -2,10 +2,13 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from stages import grid_score
 from stages.choice import judge
@@ -83,6 +86,28 @@ def test_a_scorer_that_is_none_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "blip"}')
     with pytest.raises(ValueError, match="not a CLIPModel but model_type 'blip'"):
         Scorer(folder)
+
+
+def test_a_scorer_that_lacks_weights_or_holds_broken_ones_is_refused(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    folder = make_tiny_clip(tmp_path / "clip")
+    file = folder / "model.safetensors"
+    whole = load_file(file)
+    half = {key: tensor for key, tensor in whole.items() if key.startswith("vision")}
+    wide = {key: torch.cat([tensor.flatten()] * 2) for key, tensor in whole.items()}
+    for tensors, words in ((half, "logit_scale is missing, one of 23"), (wide, "Fetch it again")):
+        save_file(tensors, file, {"format": "pt"})
+        with pytest.raises(ValueError, match=words):
+            Scorer(folder)
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="Fetch it again"):
+        Scorer(folder)
+    save_file({key: tensor * math.nan for key, tensor in whole.items()}, file, {"format": "pt"})
+    run_cells(zoo, tmp_path / "out")
+    outs = grid_score.ScoreOuts(tmp_path / "scores.csv")
+    with pytest.raises(ValueError, match="as nan; are its weights broken"):
+        grid_score.run(tmp_path / "out", folder, outs, SCORE_PARAMS)
 
 
 def test_a_model_of_nan_is_named_and_scored_as_the_worst(zoo: Zoo, tmp_path: Path) -> None:

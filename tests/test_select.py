@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from stages import select
-from stages.choice.evidence import Measures
-from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, fill_places
+from stages.choice.evidence import Measures, gather
+from stages.choice.rule import LOSS, SCORE, Evidence, RuleParams, decide, difference, fill_places
 from stages.choice.scores import (
     Score,
     interval,
@@ -297,6 +297,27 @@ def test_few_votes_or_votes_on_some_only_are_left_aside_and_told(
     assert choosing.one(["a", "b", "c"])["choice"] == "a"
 
 
+def test_votes_on_a_model_are_votes_on_all_of_its_weights(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["a", "b", "twin"]
+    for name in names:
+        (tmp_path / name).write_text("weights of a" if name == "twin" else f"weights of {name}")
+    weights = {name: tmp_path / name for name in names}
+    votes = make_votes(tmp_path / "votes", [("a", "b", 30)])
+    rule, measures = RULE, Measures([], None, votes, None, "test")
+    for among in (names, ["b", "twin"]):  # `a` may be no candidate of this choice
+        found, _ = gather({name: weights[name] for name in among}, measures, rule)
+        assert [kind.kind for kind in found] == ["votes"]
+        assert found[0].values["twin"] == found[0].values.get("a", found[0].values["twin"])
+        gap = difference("twin", "b", found[0], 0.95)
+        assert gap
+        assert gap.is_clear
+    decision = decide(names, {"winner": names}, "auto", gather(weights, measures, rule)[0], rule)
+    assert decision.chosen == {"winner": "a"}
+    assert decision.is_clear is False, "nothing tells the two apart"
+
+
 def test_a_persons_name_wins_and_the_rules_choice_is_told(
     choosing: Choosing, tmp_path: Path
 ) -> None:
@@ -394,6 +415,20 @@ def test_the_winner_is_compared_to_the_reference_which_is_never_chosen(
     assert "Compared with bloody: score -1.5" in report["reason"]
     assert report["reference"]["score_lead"] == pytest.approx(-1.5, abs=0.05)
     assert report["reference"]["score_lead_high"] < 0
+
+
+def test_a_candidate_may_be_the_reference_also_where_a_loss_is_known(
+    choosing: Choosing, tmp_path: Path
+) -> None:
+    names = ["epoch_001", "epoch_002"]
+    choosing.scores = [make_scores(tmp_path / "s.csv", dict(zip(names, (1.0, 2.0), strict=True)))]
+    choosing.loss = tmp_path / "loss.csv"
+    choosing.loss.write_text("epoch,val_loss\n1,0.5\n2,0.4\n")
+    choosing.reference = "epoch_001"
+    report = choosing.one(names)
+    assert "Compared with epoch_001: score +0.997 (" in report["reason"]
+    assert report["reason"].count("Compared") == 1
+    assert "loss" not in report["reason"].partition("Compared")[2]
 
 
 def test_votes_count_though_nobody_voted_on_the_reference(

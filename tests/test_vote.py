@@ -121,6 +121,22 @@ def test_every_two_models_are_compared_wherever_both_drew_and_equally_early(
         assert asked == {frozenset(two) for two in combinations(MODELS, 2)}
 
 
+def test_models_of_the_same_weights_are_asked_about_once(tmp_path: Path) -> None:
+    models = {"a": "1", "twin": "1", "b": "2"}
+    entries = [
+        Entry(name, f"prompt {n}", 1, 64, 64, sha256_json([weights, n]), f"{name}.png", None)
+        for name, weights in models.items()
+        for n in range(4)
+    ]
+    pairs = question_pairs(Manifest("g", models, {}, entries))
+    assert [(pair.a.model, pair.b.model) for pair in pairs] == [("a", "b")] * 4
+    booth = Booth("g", "anna", tmp_path, pairs, models)
+    while question := booth.state()["question"]:
+        booth.vote(question["id"], "tie")
+    assert booth.state()["done"] == booth.state()["total"] == 4
+    booth.close()
+
+
 def test_sides_are_by_chance_and_differ_between_voters(tmp_path: Path) -> None:
     entries = [
         Entry(model, f"prompt {n}", 1, 64, 64, sha256_json([model, n]), "f.png", None)

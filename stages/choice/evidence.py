@@ -3,13 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from stages.choice.loss import validation_losses
 from stages.choice.rule import LOSS, SCORE, VOTES, Evidence, RuleParams
 from stages.choice.scores import read_scores, resampled_means, score_table
 from stages.choice.strengths import floors, resampled_strengths
-from stages.choice.votes import agreement, are_connected, read_votes
+from stages.choice.votes import agreement, are_connected, first_of_weights, read_votes
 from stages.harness.counted import counted
 from stages.harness.files import sha256_file
 
@@ -82,8 +83,11 @@ def _votes_evidence(
     hashes = {name: sha256_file(path) for name, path in asked.items()}
     scores = [score for path in measures.scores for score in read_scores(path)]
     ballot = read_votes(measures.votes, measures.grid, hashes, scores)
+    first = first_of_weights(hashes)
+    same = {name: first[sha256] for name, sha256 in hashes.items()}  # as votes call it
     voted_on = {name for vote in ballot.votes for name in (vote.a, vote.b)}
-    models = [*weights, *(name for name in asked if name not in weights and name in voted_on)]
+    models = [*weights, *(n for n in asked if n not in weights and same[n] in voted_on)]
+    fitted = list(dict.fromkeys(same[name] for name in models))
     remarks = []
     if ballot.problems:
         remarks.append(
@@ -99,14 +103,14 @@ def _votes_evidence(
             f"{rule.min_votes}: left aside."
         )
         return [], remarks
-    if not are_connected(ballot.votes, models):
+    if not are_connected(ballot.votes, fitted):
         remarks.append(
             f"{counted(len(ballot.votes), 'vote')}, not enough to compare all candidates: "
             "left aside."
         )
         return [], remarks
-    strengths, resampled = resampled_strengths(ballot.votes, models, rule.resamples, rule.seed)
-    values = dict(zip(models, strengths.tolist(), strict=True))
+    strengths, resampled = resampled_strengths(ballot.votes, fitted, rule.resamples, rule.seed)
+    values = dict(zip(fitted, strengths.tolist(), strict=True))
     voters = len({vote.voter for vote in ballot.votes})
     remarks.append(f"{counted(len(ballot.votes), 'vote')} counted, of {counted(voters, 'voter')}.")
     if agreed := agreement(ballot.votes):
@@ -115,9 +119,19 @@ def _votes_evidence(
             f"({agreed.questions} questions, Krippendorff's alpha {agreed.alpha:.2f})."
         )
     prompts = len({vote.prompt for vote in ballot.votes})
-    by_model = dict(zip(models, resampled, strict=True))
-    errors = floors(ballot.votes, models)
-    evidence = Evidence(VOTES, values, resampled=by_model, prompts=prompts, errors=errors)
+    by_model = dict(zip(fitted, resampled, strict=True))
+    least = floors(ballot.votes, fitted)
+    errors = {frozenset({n}): least.get(frozenset({same[n]}), 0.0) for n in models}
+    for a, b in combinations(models, 2):
+        if same[a] != same[b]:
+            errors[frozenset({a, b})] = least.get(frozenset({same[a], same[b]}), 0.0)
+    evidence = Evidence(
+        VOTES,
+        {name: values[same[name]] for name in models},
+        resampled={name: by_model[same[name]] for name in models},
+        prompts=prompts,
+        errors=errors,
+    )
     return [evidence], remarks
 
 

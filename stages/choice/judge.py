@@ -1,6 +1,7 @@
 """Who scores pictures: a CLIP, or a head over it, that pays once for each picture it has seen."""
 
 import io
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,11 @@ class Judge:
         self.vectors = VectorBook(work_dir("scores"), name)
 
     def look(self, manifest: Manifest, cells: Path) -> None:
-        """Score the pictures that were not scored before."""
+        """Score the pictures that were not scored before.
+
+        Raises:
+            ValueError: if a score is no finite number.
+        """
         missing = [
             entry
             for entry in manifest.entries
@@ -66,6 +71,11 @@ class Judge:
             score = (
                 head.score(embedding) if head else scorer.score_embedding(embedding, entry.prompt)
             )
+            if not math.isfinite(score):
+                raise ValueError(
+                    f"{self.head or self.clip}: scores {entry.file} as {score}; are its weights "
+                    "broken?"
+                )
             self.vectors.put(entry.address, embedding[0].cpu().numpy())
             self.book.put(entry.address, score)
             progress.advance()

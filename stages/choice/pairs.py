@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
 
+from stages.choice.votes import first_of_weights
 from stages.drawing.manifest import Entry, Manifest
 
 
@@ -22,18 +23,18 @@ def question_pairs(manifest: Manifest) -> list[Pair]:
 
     The order is shuffled by hash, the same for all voters, so that those who stop early have
     answered the same questions; and any beginning of it asks about each two models equally often.
-    Models of the same weights are not compared, nor is a cell that failed.
+    Of models of the same weights the first stands for all; a cell that failed is not compared.
     """
+    asked = set(first_of_weights(manifest.models).values())
     place: dict[tuple[object, ...], dict[str, Entry]] = {}
     for entry in manifest.entries:
         if entry.file:
             place.setdefault(entry.place, {})[entry.model] = entry
     rows = []
-    for a, b in combinations(manifest.models, 2):
-        if manifest.models[a] != manifest.models[b]:
-            both = (drawn for drawn in place.values() if a in drawn and b in drawn)
-            pairs = (Pair(_name(drawn[a], drawn[b]), drawn[a], drawn[b]) for drawn in both)
-            rows.append(sorted(pairs, key=lambda pair: pair.id))
+    for a, b in combinations(filter(asked.__contains__, manifest.models), 2):
+        both = (drawn for drawn in place.values() if a in drawn and b in drawn)
+        pairs = (Pair(_name(drawn[a], drawn[b]), drawn[a], drawn[b]) for drawn in both)
+        rows.append(sorted(pairs, key=lambda pair: pair.id))
     return list(_in_turn(rows))
 
 

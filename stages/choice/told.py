@@ -17,9 +17,9 @@ def compared(
     said = []
     for chosen in decision.chosen.values():
         for kind in evidence:
-            if reference in kind.values:
-                gap = difference(chosen, reference, kind, rule.confidence)
-                assert gap, "votes and scores have intervals"
+            is_known = reference in kind.values
+            gap = difference(chosen, reference, kind, rule.confidence) if is_known else None
+            if gap:  # losses have none, where the reference is a candidate, too
                 verdict = "" if gap.is_clear else ", so not surely different"
                 said.append(f"{kind.kind} {gap.mean:+.3g} ({gap.told(rule.confidence)}{verdict})")
     return f"Compared with {reference}: {'; '.join(said) or 'nothing to compare by'}."

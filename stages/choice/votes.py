@@ -69,7 +69,8 @@ def read_votes(
 
     A line that is cut short or broken, or is about a model that is not asked about, about other
     weights of that name, or about a picture that the grid does not hold, is left out and told.
-    Of a voter's answers to one question the last counts.
+    Of a voter's answers to one question the last counts. A vote on a model of another name and
+    the same weights is one on the first of that weights: their pictures are the same.
 
     Args:
         folder: VOTER.jsonl of each voter; need not exist.
@@ -83,10 +84,14 @@ def read_votes(
         {(score.prompt, score.seed, score.width, score.height) for score in scores},
     )
     others = {score.model for score in scores} - weights.keys()
+    first = first_of_weights(weights)
     votes: dict[tuple[str, ...], Vote] = {}
     problems: list[str] = []
     for path in sorted(folder.glob("*.jsonl")):
-        for where, line in answers(path, problems):
+        for where, said in answers(path, problems):
+            line = {**said, **{x: first.get(said[f"{x}_weights"], said[x]) for x in ("a", "b")}}
+            if line["a"] == line["b"]:
+                continue
             if line["grid"] != grid or {line["a"], line["b"]} & others:
                 continue
             if wrong := _unknown(line, weights) or (scores and _gone(line, pictures)):
@@ -96,6 +101,15 @@ def read_votes(
             votes.pop((vote.voter, *vote.question), None)
             votes[vote.voter, *vote.question] = vote
     return Ballot(list(votes.values()), problems)
+
+
+def first_of_weights(weights: Mapping[str, str]) -> dict[str, str]:
+    """Give the first model of each weights, which stands for all that have them.
+
+    Args:
+        weights: SHA-256 by model.
+    """
+    return {sha256: name for name, sha256 in reversed(list(weights.items()))}
 
 
 def answers(path: Path, problems: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -135,7 +135,7 @@ class Server:
             if response.status == 400:
                 raise PictureError(f"{self.address} refused the graph: {await _reason(response)}")
             response.raise_for_status()
-            answer = await response.json()
+            answer = _answered(await response.json())
         return str(answer.get("prompt_id", prompt_id))  # an older server chooses its own
 
     async def _outputs(self, prompt_id: str) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class Server:
             except TimeoutError:
                 break
             if message.type is aiohttp.WSMsgType.TEXT:
-                if _ends(json.loads(message.data), prompt_id):
+                if _ends(_object(message.data), prompt_id):
                     return True
             elif message.type is not aiohttp.WSMsgType.BINARY:  # closed: what it said is lost
                 self._socket = await self._connect()
@@ -198,8 +198,27 @@ class Server:
     async def _json(self, path: str) -> dict[str, Any]:
         async with self._session.get(f"{self.address}{path}") as response:
             response.raise_for_status()
-            answer: dict[str, Any] = await response.json()
-            return answer
+            return _answered(await response.json())
+
+
+def _object(text: str) -> dict[str, Any]:
+    """Read a message; empty if it is none of ComfyUI's own, as a custom node may send any."""
+    try:
+        message = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return message if isinstance(message, dict) else {}
+
+
+def _answered(answer: Any) -> dict[str, Any]:
+    """Give an answer that is an object.
+
+    Raises:
+        ConnectionError: if it is none: what answers is no ComfyUI, or not now.
+    """
+    if not isinstance(answer, dict):
+        raise ConnectionError("its answer is no object")
+    return answer
 
 
 def _words(error: Exception) -> str:
@@ -233,8 +252,8 @@ def _ends(message: dict[str, Any], prompt_id: str) -> bool:
     Raises:
         PictureError: if it says that the graph failed.
     """
-    said = message.get("data") or {}
-    if said.get("prompt_id") != prompt_id:
+    said = message.get("data")
+    if not isinstance(said, dict) or said.get("prompt_id") != prompt_id:
         return False
     match message.get("type"):
         case kind if kind in FAILURES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,9 +25,10 @@ class Scorer:
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if the model is no CLIPModel.
+            ValueError: if the model is no CLIPModel, or its file does not hold all its weights.
         """
         _check_folder(folder)
+        from safetensors import SafetensorError
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
         from transformers.utils import logging
 
@@ -34,9 +36,23 @@ class Scorer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
         self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-        self.clip = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, dtype=torch.float32
-        ).eval()
+        try:
+            loaded: Any = CLIPModel.from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except (SafetensorError, RuntimeError) as error:  # damaged, or of other shapes
+            raise ValueError(f"{folder}/model.safetensors: {error}. Fetch it again") from None
+        clip, told = loaded
+        if missing := sorted(told["missing_keys"]):  # the library makes them up
+            raise ValueError(
+                f"{folder}/model.safetensors: not a whole CLIPModel: {missing[0]} is missing, one "
+                f"of {len(missing)}"
+            )
+        self.clip = clip.eval()
         torch.nn.Module.to(self.clip, self.device)
         self._text_embeds: dict[str, Tensor] = {}  # by prompt, each (1, D) of length 1
 
