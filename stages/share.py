@@ -22,10 +22,9 @@ from dvc.repo import Repo, lock_repo
 from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
-from stages.harness.lock_file import is_whole
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
-from stages.storage.conflict import LOCK, refuse_unresolved
+from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
 from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
@@ -171,19 +170,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "push, content for verify)",
     )
     return parser.parse_args(argv)
-
-
-def refuse_cut_short(lock: Path) -> None:
-    """Stop at a dvc.lock that DVC cannot read.
-
-    Raises:
-        ValueError: if it is one; the message tells the way out.
-    """
-    if lock.exists() and not is_whole(lock.read_text("utf-8", errors="replace")):
-        raise ValueError(
-            f"{lock} is empty or cut short. To keep its entries that are whole, and to have the "
-            "others from the last commit:\n  .venv/bin/python -m stages.ready"
-        )
 
 
 def run(options: argparse.Namespace) -> None:
