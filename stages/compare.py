@@ -8,6 +8,7 @@ is named, with the command that fetches it. Neither this nor the page needs a ne
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,8 +131,10 @@ def _render(comparison: Comparison) -> str:
 
 
 def _value(value: Any) -> str:
-    """Write a param or a metric as params.yaml would."""
-    return "\N{EN DASH}" if value is None else str(value)
+    """Write a param or a metric as params.yaml would; a dash where a commit has none."""
+    if value is None:
+        return "\N{EN DASH}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list) else str(value)
 
 
 def main() -> None:

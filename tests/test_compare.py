@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.compare import run
+from stages.compare import _value, run
 from stages.drawing.manifest import Entry
 from tests.browser import headless, listen
 from tests.imports import ROOT
@@ -193,6 +193,13 @@ def test_what_the_cache_lacks_is_named(repository: Repository, tmp_path: Path) -
     assert "reports/cells/final/cells.json at slow" in found.missing
     assert [c.name for c in found.params] == ["train.64.learning_rate"]
     assert "dvc fetch --all-commits" in (tmp_path / "page/index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(True, "true"), ([1, "a", False], '[1, "a", false]'), (5e-05, "5e-05")]
+)
+def test_a_value_is_shown_as_the_params_have_it(value: object, shown: str) -> None:
+    assert _value(value) == shown
 
 
 @pytest.mark.parametrize(
