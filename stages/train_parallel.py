@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from stages.harness.paths import clear_errors
@@ -60,8 +61,12 @@ def run(lanes: Sequence[Mapping[str, str]]) -> None:
 
     Raises:
         ValueError: if no stage trains, or one fails, after all of them ended; the message names it.
+            Or if DVC cannot read the graph.
     """
-    names, needed = trainings()
+    try:
+        names, needed = trainings()
+    except DvcException as error:
+        raise ValueError(f"DVC: {error}") from error
     if not names:
         raise ValueError(f"dvc.yaml has no stage {GROUP}…; is the section `train` of params empty?")
     if needed and subprocess.run([*DVC, "repro", *needed], check=False).returncode:
