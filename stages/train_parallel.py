@@ -50,7 +50,9 @@ def gpus() -> list[str]:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [str(number) for number, _ in enumerate(listing.stdout.splitlines())]
+    lines = listing.stdout.splitlines()
+    cards = [line for line in lines if line.startswith("GPU ")]  # below one, its MIG instances
+    return [str(number) for number, _ in enumerate(cards)]
 
 
 def run(lanes: Sequence[Mapping[str, str]]) -> None:
