@@ -465,8 +465,17 @@ def test_a_merge_conflict_is_named_with_the_way_out_and_left_alone(tree: Path) -
     assert path.read_text("utf-8") == text
 
 
-def test_make_run_makes_ready_first() -> None:
+@pytest.mark.parametrize(
+    ("target", "command"),
+    [
+        ("run", "dvc repro $(ARGS)"),
+        ("train-parallel", "stages.train_parallel $(ARGS)"),
+        ("pull", "stages.share pull $(TO_SHARE)"),
+    ],
+)
+def test_what_changes_the_tree_makes_ready_first(target: str, command: str) -> None:
+    """DVC lets go of its lock while a stage runs: a pull would put files under it."""
     lines = (ROOT / "Makefile").read_text("utf-8").splitlines()
-    run = next(n for n, line in enumerate(lines) if line.startswith("run:"))
-    assert lines[run + 1].endswith("python -m stages.ready")
-    assert lines[run + 2].endswith("python -m dvc repro $(ARGS)")
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"{target}:"))
+    assert lines[start + 1].endswith("python -m stages.ready")
+    assert lines[start + 2].endswith(f"python -m {command}")
