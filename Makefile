@@ -62,6 +62,7 @@ profile: ## put profiles/NAME.yaml in force as params.yaml (NAME=sd15; FORCE=1 d
 	else echo "Next: make run"; fi
 
 pull: environment ## fetch the finished recipe from the remote, hash it, put it in place (REMOTE=name)
+	@$(IN_VENV) python -m stages.ready
 	@$(IN_VENV) python -m stages.share pull $(TO_SHARE)
 
 push: environment ## upload outs and runs; mend what the remote lost (REMOTE=name; VERIFY=content reads all)

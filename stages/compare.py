@@ -3,11 +3,13 @@
   python -m stages.compare [A] [B] --out DIR     or     make compare A=… B=…
 
 A and B are commits, branches, tags or names of experiments; `workspace`, the default of B, is the
-folder as it stands, and A is by default HEAD. Pictures come from DVC's cache; what the cache lacks
-is named, with the command that fetches it. Neither this nor the page needs a network.
+folder as it stands, and A is by default HEAD. Pictures come from DVC's cache; what the cache or the
+folder lacks is named, with the command that fetches it, and not called changed. Neither this nor
+the page needs a network.
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from stages.page.commit import WORKSPACE, Commit, find_commit
 from stages.page.curves import draw_both
 from stages.page.difference import CELLS, Change, Grid, changed_grids, changed_runs, changes
 from stages.page.template import open_template
+from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
 
 SIDES = ("before", "after")
 PAGE = "index.html"
@@ -40,7 +43,7 @@ class Comparison:
     metrics: list[Change]
     curves: list[tuple[str, Markup]]  # run, its losses at both
     grids: list[Grid]
-    missing: list[str]  # what the cache lacks
+    missing: list[str]  # what the cache or the folder lacks
 
 
 def run(before: str, after: str, out: Path, cells: int = CELLS_SHOWN) -> Comparison:
@@ -54,21 +57,27 @@ def run(before: str, after: str, out: Path, cells: int = CELLS_SHOWN) -> Compari
 
     Raises:
         FileExistsError: if `out` holds something else than such a page.
-        ValueError: if there is no such commit, or a file at one is damaged.
+        ValueError: if there is no such commit, or a file at one is damaged or in conflict.
     """
     _refuse_strange(out)
     if cells < 1:
         raise ValueError(f"--cells must be at least 1, got {cells}")
+    if WORKSPACE in (before, after):
+        refuse_unresolved(Path())
+        refuse_cut_short(Path(LOCK))
     with Repo() as repo, replacing_folder(out, "*") as folder:
         commits = (find_commit(repo, before), find_commit(repo, after))
         sides = [folder / side for side in SIDES]
         missing: list[str] = []
+        unknown: set[str] = set()  # grids of which nobody can tell what changed
         for commit, side in zip(commits, sides, strict=True):
             _write_losses(commit, side)
             lists = [grid / "cells.json" for grid in commit.folders(CELLS)]
             lost = [path for path in lists if not commit.copy(path, side / path)]
             missing += [f"{path} at {commit.name}" for path in lost]
-        grids = changed_grids(sides[0] / CELLS, sides[1] / CELLS, cells)
+            unknown |= {path.parent.name for path in lost}
+        found = changed_grids(sides[0] / CELLS, sides[1] / CELLS, cells)
+        grids = [grid for grid in found if grid.name not in unknown]
         for number, (commit, side) in enumerate(zip(commits, sides, strict=True)):
             pictures = list(_pictures(grids, number))
             count = sum(not commit.copy(path, side / path) for path in pictures)
@@ -130,8 +139,10 @@ def _render(comparison: Comparison) -> str:
 
 
 def _value(value: Any) -> str:
-    """Write a param or a metric as params.yaml would."""
-    return "\N{EN DASH}" if value is None else str(value)
+    """Write a param or a metric as params.yaml would; a dash where a commit has none."""
+    if value is None:
+        return "\N{EN DASH}"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, bool | list) else str(value)
 
 
 def main() -> None:
@@ -165,8 +176,11 @@ def main() -> None:
             f"{len(found.metrics)}, curves {len(found.curves)}, cells {changed:,}"
         )
         if found.missing:
-            print(f"not in DVC's cache: {', '.join(found.missing)}")
-            print("`dvc fetch --all-commits reports/cells` fetches all cells from the remote")
+            print(f"not at hand: {', '.join(found.missing)}")
+            print(
+                "`dvc fetch --all-commits reports/cells` fetches all cells from the remote, "
+                "`dvc checkout reports/cells` puts this commit's into the folder"
+            )
 
 
 if __name__ == "__main__":

@@ -2,18 +2,19 @@
 
 A DVC that is still at work is named, and nothing is touched. Stages that a killed DVC left running
 are ended: they are asked first, and what they did is kept; another user's are named, where they
-hold scratch. Locks of dead processes go, and copies that DVC did not finish; a dvc.lock that was
-cut short is made whole. A conflict that a merge of Git left is told, and so is a cache that one may
-not write to, before days of work.
+hold scratch. Locks of dead processes go, and copies and records of runs that DVC did not finish; a
+dvc.lock that was cut short is made whole. A conflict that a merge of Git left is told, and so is a
+cache that one may not write to, before days of work.
 """
 
 import argparse
 import functools
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from stages.harness.cache_folder import check_writable
+from stages.harness.cache_folder import cache_folder, check_writable
 from stages.harness.counted import counted
 from stages.harness.lock_file import mend_lock_file
 from stages.harness.paths import clear_errors
@@ -81,6 +82,9 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
     for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
         if DVC_SCRATCH.fullmatch(path.name):
             path.unlink()
+    for folder in (cache_folder(root) / "runs").glob("*/*"):
+        with suppress(OSError):  # it holds records; DVC fails at one that holds none
+            folder.rmdir()
     if mended := mend_lock_file(root / "dvc.lock"):
         committed, lost = mended
         say(

@@ -56,7 +56,14 @@ def run(root: Path) -> None:
     outs = outs_of(ours) | outs_of(theirs)
     to_decide = {*WRITTEN_BY_HAND, *sides} - {LOCK, *outs}
     refuse_conflicts(root / name for name in sorted(to_decide))
-    merged = merge_locks(ours, theirs, AtHand(root, commands(root)))
+    try:
+        at_hand = AtHand(root, commands(root))
+    except DvcException as error:
+        place = f"\n{error.__cause__}" if error.__cause__ else ""  # of YAML's errors, the line
+        raise ValueError(
+            f"DVC cannot read what was merged: {error}{place}\nMend it, then:\n  make resolve"
+        ) from error
+    merged = merge_locks(ours, theirs, at_hand)
     dump_yaml(str(root / LOCK), {"schema": "2.0", "stages": merged.stages})
     restore_reports(root, outs_of(merged.stages), sides)
     git(root, "add", "--", LOCK, *(path for path in sides if path in outs))

@@ -11,6 +11,7 @@ it. By itself DVC accepts a changed one, and does not push again what it believe
 import argparse
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import get_args
 
@@ -22,15 +23,17 @@ from dvc.repo import Repo, lock_repo
 from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
-from stages.harness.lock_file import is_whole
+from stages.harness.cache_folder import check_writable
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
-from stages.storage.conflict import LOCK, refuse_unresolved
+from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
 from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
 from stages.storage.repair import repair, spoilt_of
 from stages.storage.runs import fetch_runs
+
+UNSAVED = "unsaved files"  # what DVC calls those that it would have to overwrite
 
 
 def pull(repo: Repo, place: Place) -> None:
@@ -38,8 +41,8 @@ def pull(repo: Repo, place: Place) -> None:
 
     Raises:
         ValueError: if the remote lacks an object or has another under its name; each is named.
-            Or if nothing is recorded.
-        DvcException: if DVC fails otherwise, as at a file here that it would have to overwrite.
+            Or if nothing is recorded, or a file here, which nothing else holds, is in the way.
+        DvcException: if DVC fails otherwise.
     """
     cache = repo.cache.local
     before = {path.parent.name + path.name for path in Path(cache.path).glob("??/*")}
@@ -60,7 +63,8 @@ def pull(repo: Repo, place: Place) -> None:
     absent = [recorded for recorded in wanted if cached_size(cache, recorded) is None]
     faults = find_faults(place, cache, absent, "content") if absent else []
     if faults:
-        repo.checkout(allow_missing=True)  # what has arrived, so that stages find their inputs
+        with suppress(ValueError):  # what has arrived, so that stages find their inputs
+            put_in_place(repo)
         raise ValueError(
             f"{place.address}: of {len(wanted):,} objects, {len(faults):,} cannot be fetched:\n"
             f"{listed(faults)}\n"
@@ -69,7 +73,7 @@ def pull(repo: Repo, place: Place) -> None:
         )
     if failure:
         raise failure
-    repo.checkout(allow_missing=True)  # for stages that nobody ran: no object is absent
+    put_in_place(repo)
     fetched = sum(one.name not in before for one in wanted)
     print(
         f"{place.address}: {len(wanted):,} objects are in place: {fetched:,} fetched, and hashed "
@@ -78,6 +82,27 @@ def pull(repo: Repo, place: Place) -> None:
     )
     if unrun := sorted({out.stage.addressing for out in repo.index.outs if not out.hash_info}):
         print(f"dvc.lock records no run of {', '.join(unrun)}. Next: make run")
+
+
+def put_in_place(repo: Repo) -> None:
+    """Have DVC put what the cache has where the recipe wants it.
+
+    Raises:
+        ValueError: if a file there is neither what is recorded nor in the cache; each is named.
+        DvcException: if DVC fails otherwise.
+    """
+    try:
+        repo.checkout(allow_missing=True)  # for stages that nobody ran: no object is absent
+    except DvcException as error:
+        said, *paths = str(error).splitlines()
+        if UNSAVED not in said:
+            raise
+        names = [Path(path).relative_to(repo.root_dir) for path in paths]
+        raise ValueError(
+            f"all is fetched, but not put in place, for nothing else holds these files:\n"
+            f"{listed(names)}\nA run that was ended may have left them, or you wrote them. Move "
+            "away what you need, then:\n  dvc checkout --force --allow-missing"
+        ) from error
 
 
 def push(repo: Repo, place: Place, depth: Depth) -> None:
@@ -173,17 +198,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def refuse_cut_short(lock: Path) -> None:
-    """Stop at a dvc.lock that DVC cannot read.
-
-    Raises:
-        ValueError: if it is one; the message tells the way out.
-    """
-    if lock.exists() and not is_whole(lock.read_text("utf-8", errors="replace")):
-        raise ValueError(
-            f"{lock} is empty or cut short. To keep its entries that are whole, and to have the "
-            "others from the last commit:\n  .venv/bin/python -m stages.ready"
-        )
+def is_here(repo: Repo, path: object) -> bool:
+    """Tell whether a path lies in the working tree or the cache, and not in a remote."""
+    if not isinstance(path, str):
+        return False
+    return any(Path(path).is_relative_to(top) for top in (repo.root_dir, repo.cache.local.path))
 
 
 def run(options: argparse.Namespace) -> None:
@@ -191,10 +210,12 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ValueError: if it cannot be done; DVC's errors are turned into it.
-        OSError: if the remote fails.
+        OSError: if the remote fails, or this disk.
     """
     refuse_unresolved(Path())
     refuse_cut_short(Path(LOCK))
+    if options.act == "pull":
+        check_writable(Path())
     try:
         with Repo() as repo:
             place = open_place(repo, options.remote)
@@ -208,6 +229,10 @@ def run(options: argparse.Namespace) -> None:
                     case _:
                         verify(repo, place, options.depth or "content")
             except (BotoCoreError, SshError) as error:  # what is an OSError speaks for itself
+                raise place.explained(error) from error
+            except PermissionError as error:
+                if is_here(repo, error.filename):
+                    raise
                 raise place.explained(error) from error
     except DvcException as error:
         raise ValueError(f"DVC: {error}") from error

@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from stages.harness.paths import clear_errors
@@ -49,7 +50,9 @@ def gpus() -> list[str]:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return []
-    return [str(number) for number, _ in enumerate(listing.stdout.splitlines())]
+    lines = listing.stdout.splitlines()
+    cards = [line for line in lines if line.startswith("GPU ")]  # below one, its MIG instances
+    return [str(number) for number, _ in enumerate(cards)]
 
 
 def run(lanes: Sequence[Mapping[str, str]]) -> None:
@@ -60,8 +63,12 @@ def run(lanes: Sequence[Mapping[str, str]]) -> None:
 
     Raises:
         ValueError: if no stage trains, or one fails, after all of them ended; the message names it.
+            Or if DVC cannot read the graph.
     """
-    names, needed = trainings()
+    try:
+        names, needed = trainings()
+    except DvcException as error:
+        raise ValueError(f"DVC: {error}") from error
     if not names:
         raise ValueError(f"dvc.yaml has no stage {GROUP}…; is the section `train` of params empty?")
     if needed and subprocess.run([*DVC, "repro", *needed], check=False).returncode:

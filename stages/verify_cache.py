@@ -19,6 +19,7 @@ from dvc.repo import Repo
 
 from stages.harness.paths import clear_errors
 from stages.harness.scratch import work_dir
+from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
 from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import Recorded, recorded_objects
@@ -134,6 +135,8 @@ def main() -> None:
     )
     parser.parse_args()
     with clear_errors():
+        refuse_unresolved(Path())
+        refuse_cut_short(Path(LOCK))
         try:
             with Repo() as repo:
                 run(repo)

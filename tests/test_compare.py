@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from stages.compare import run
+from stages.compare import _value, run
 from stages.drawing.manifest import Entry
 from tests.browser import headless, listen
 from tests.imports import ROOT
@@ -193,6 +193,47 @@ def test_what_the_cache_lacks_is_named(repository: Repository, tmp_path: Path) -
     assert "reports/cells/final/cells.json at slow" in found.missing
     assert [c.name for c in found.params] == ["train.64.learning_rate"]
     assert "dvc fetch --all-commits" in (tmp_path / "page/index.html").read_text("utf-8")
+
+
+def test_grids_that_one_side_lacks_are_named_and_not_called_changed(
+    repository: Repository, tmp_path: Path
+) -> None:
+    """As in a clone before its `make pull`."""
+    cells = repository.folder / "reports/cells"
+    hidden = cells.rename(tmp_path / "hidden")
+    found = run("fast", "workspace", tmp_path / "page")
+    hidden.rename(cells)
+    assert found.grids == []
+    assert found.missing == [
+        f"reports/cells/{grid}/cells.json at workspace" for grid in ("final", "mixes")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("schema: '2.0'\nstages:\n", "dvc.lock is empty or cut short"),
+        ("<<<<<<< HEAD\n=======\n>>>>>>> b\n", "make resolve"),
+    ],
+)
+def test_a_lock_of_the_folder_that_is_damaged_is_named(
+    repository: Repository, tmp_path: Path, text: str, words: str
+) -> None:
+    lock = repository.folder / "dvc.lock"
+    whole = lock.read_text("utf-8")
+    lock.write_text(text, "utf-8")
+    try:
+        with pytest.raises(ValueError, match=words):
+            run("fast", "workspace", tmp_path / "page")
+    finally:
+        lock.write_text(whole, "utf-8")
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(True, "true"), ([1, "a", False], '[1, "a", false]'), (5e-05, "5e-05")]
+)
+def test_a_value_is_shown_as_the_params_have_it(value: object, shown: str) -> None:
+    assert _value(value) == shown
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.train_parallel import gpus
 from tests.tiny_recipe import TinyRecipe
 
 RATES = ("0.002", "5.0e-5")  # DVC writes the latter as 5e-05
@@ -53,6 +54,40 @@ def queued(recipe: TinyRecipe, parallel: str) -> Iterator[TinyRecipe]:
 
 def scratches(recipe: TinyRecipe) -> set[Path]:
     return {path.parent for path in (recipe.folder / ".work/train/64").glob("*/run")}
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("GPU 0: NVIDIA H200 (UUID: GPU-1)\nGPU 1: NVIDIA H200 (UUID: GPU-2)", ["0", "1"]),
+        (
+            "GPU 0: NVIDIA H200 (UUID: GPU-1)\n"
+            "  MIG 1g.18gb     Device  0: (UUID: MIG-1)\n"
+            "  MIG 1g.18gb     Device  1: (UUID: MIG-2)",
+            ["0"],
+        ),
+        ("No devices found.", []),
+    ],
+    ids=["two", "parts_of_one", "none"],
+)
+def test_the_gpus_are_the_cards_that_the_driver_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, wanted: list[str]
+) -> None:
+    """A training that is given a card that is not there would run on the CPU."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{said}'\n", "utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert gpus() == wanted
+
+
+@pytest.mark.parametrize(("named", "wanted"), [("", []), ("1,3", ["1", "3"])])
+def test_the_gpus_are_those_that_one_names(
+    monkeypatch: pytest.MonkeyPatch, named: str, wanted: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    assert gpus() == wanted
 
 
 def test_resolutions_train_side_by_side_and_repro_finds_them_done(

@@ -64,6 +64,37 @@ def test_a_conflict_in_the_params_is_named_with_its_lines(
     assert "make resolve" in found.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("leaves: 2222\n counting: bytes\n", "params.yaml', YAML file structure is corrupted"),
+        ("leaves: 2222\n counting: bytes\n", "line 2, column 10"),
+        ("counting: bytes\n", "Could not find 'leaves'"),
+    ],
+)
+def test_params_that_were_put_together_badly_are_told_in_words(
+    merging: SharedGraph, text: str, words: str
+) -> None:
+    before = (merging.folder / "dvc.lock").read_bytes()
+    (merging.folder / "params.yaml").write_text(text, "utf-8")
+    found = merging.attempt(*RESOLVE)
+    assert found.returncode == 1
+    assert words in found.stderr
+    assert "Mend it, then:\n  make resolve\n" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert (merging.folder / "dvc.lock").read_bytes() == before
+    assert "taken from ours" in resolve(merging, leaves=2222, counting="bytes")
+
+
+@pytest.mark.parametrize("name", ["stages.resolve", "stages.train_parallel"])
+def test_params_that_dvc_cannot_read_bring_no_traceback(merging: SharedGraph, name: str) -> None:
+    (merging.folder / "params.yaml").write_text("leaves: [\n", "utf-8")
+    found = merging.attempt(sys.executable, "-m", name)
+    assert found.returncode == 1
+    assert "params.yaml" in found.stderr
+    assert "Traceback" not in found.stderr
+
+
 def test_a_conflict_in_the_lock_is_named_before_a_run(merging: SharedGraph) -> None:
     merging.set_params(leaves=1, counting="bytes")
     found = merging.attempt(*RESOLVE, "--check")

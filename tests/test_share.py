@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from stages.storage import place
 from tests.bucket_server import s3_server
+from tests.imports import ROOT
 from tests.shared_graph import SharedGraph
 from tests.ssh_server import SshServer, ssh_server
 
@@ -258,6 +260,22 @@ def test_a_pull_refuses_and_names_what_was_changed_there(shared: Shared, tmp_pat
     assert shared.graph.share("verify").returncode == 0
     assert clone.share("pull").returncode == 0
     assert (clone.folder / "tree/2").read_text("utf-8") == "leaf 2 of 1"
+
+
+def test_a_plain_pull_of_dvc_s_refuses_it_too_by_the_setting_that_readers_are_told(
+    shared: Shared, tmp_path: Path
+) -> None:
+    command = "dvc remote modify storage verify true"
+    assert f"\n{command} " in (ROOT / "README.md").read_text("utf-8")
+    assert f"\n  {command}\n" in place.HOW_TO_ADD
+    assert shared.graph.share("push").returncode == 0
+    shared.change(LEAF, b"leaf 2 of 9")
+    trusting, strict = (cloned(shared, tmp_path / name) for name in ("trusting", "strict"))
+    trusting.call("dvc", "pull")
+    assert (trusting.folder / "tree/2").exists()  # the day that DVC looks, the setting may go
+    strict.call(*command.split())
+    assert strict.attempt("dvc", "pull").returncode != 0
+    assert not (strict.folder / "tree").exists()
 
 
 def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> None:

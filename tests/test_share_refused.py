@@ -1,6 +1,7 @@
 """No remote, a wrong key, a server that is away: clear words, the next command, a bad status."""
 
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from stages.storage.place import open_place
 from tests.bucket_server import free_port, s3_server
 from tests.shared_graph import SharedGraph
 from tests.ssh_server import SshServer, ssh_server
+from tests.test_faults import BOUND
 
 ACTS = ("pull", "push", "verify")
 
@@ -92,6 +94,58 @@ def test_a_lock_that_is_empty_or_cut_is_named_with_what_mends_it(
     clone.call("python", "-m", "stages.ready")
     assert lock.read_text("utf-8") == whole
     assert clone.share("pull").returncode == 0
+
+
+def test_a_file_in_the_way_that_nothing_else_holds_is_named_and_kept(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    """As a stage leaves it that was killed."""
+    clone = with_store(graph, tmp_path)
+    (clone.folder / "tree").mkdir()
+    (clone.folder / "tree/1").write_text("half")
+    done = clone.share("pull")
+    assert done.returncode != 0
+    assert "nothing else holds these files:\n  tree/1\n" in done.stderr
+    assert (clone.folder / "tree/1").read_text() == "half"
+    command = done.stderr.splitlines()[-2]
+    clone.call(*command.split())
+    assert (clone.folder / "tree/1").read_text("utf-8") == "leaf 1 of 1"
+    assert "up to date" in clone.call("dvc", "status")
+
+
+def attempt_bound(graph: SharedGraph, act: str) -> str:
+    """Share as somebody who may not write where modes forbid it; it must fail."""
+    done = graph.attempt(*BOUND, sys.executable, "-m", "stages.share", act)
+    assert done.returncode != 0
+    return done.stderr
+
+
+def test_a_cache_that_is_read_only_is_told_before_a_pull(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    clone = with_store(graph, tmp_path)
+    (clone.folder / ".dvc/cache").mkdir(mode=0o555)
+    error = attempt_bound(clone, "pull")
+    assert ".dvc/cache: may not be written to" in error
+    assert "\n  dvc cache dir --local " in error
+    assert not (clone.folder / "tree").exists()
+
+
+def test_a_shared_folder_that_one_may_only_read_is_told_with_the_way_out(
+    graph: SharedGraph, tmp_path: Path
+) -> None:
+    clone = with_store(graph, tmp_path)
+    assert clone.share("pull").returncode == 0
+    clone.set_params(leaves=2, counting="bytes")
+    clone.call("dvc", "repro")
+    folders = [path for path in (tmp_path / "store").rglob("*") if path.is_dir()]
+    for folder in (tmp_path / "store", *folders):
+        folder.chmod(0o555)
+    error = attempt_bound(clone, "push")
+    assert f"remote 'storage', {tmp_path / 'store'}: does not let us in" in error
+    assert "ask the folder's owner for the right to read and write it" in error
+    for folder in (tmp_path / "store", *folders):
+        folder.chmod(0o755)
 
 
 def test_what_was_run_is_pulled_and_what_was_not_is_named(

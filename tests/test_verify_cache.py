@@ -206,6 +206,19 @@ def test_a_verify_that_is_killed_is_made_good_by_the_next(
     assert moment > 4
 
 
+def test_a_lock_that_dvc_cannot_read_is_named_with_what_mends_it(linked: SharedGraph) -> None:
+    lock = linked.folder / "dvc.lock"
+    whole = lock.read_text("utf-8")
+    for text, command in (
+        (whole[:200], ".venv/bin/python -m stages.ready"),
+        (f"<<<<<<< HEAD\n{whole}=======\n>>>>>>> other\n", "make resolve"),
+    ):
+        lock.write_text(text, "utf-8")
+        done = verify(linked)
+        assert done.returncode == 1
+        assert f"\n  {command}\n" in done.stderr
+
+
 def test_a_remote_that_is_gone_is_named_and_the_rest_is_done(linked: SharedGraph) -> None:
     linked.call("dvc", "remote", "add", "--default", "storage", "../remote")
     rot(object_of(linked, LEAF))

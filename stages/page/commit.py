@@ -63,10 +63,11 @@ class Commit:
         return [Path(name) for name in names.decode().split("\0") if name]
 
     def folders(self, parent: Path) -> list[Path]:
-        """List the folders right below one that stages made."""
+        """List the folders right below one that stages made, here or not."""
+        made = {path for path in self._outs if path.parent == parent}
         if self.revision == WORKSPACE:
-            return sorted(p.relative_to(self.root) for p in (self.root / parent).glob("*/"))
-        return sorted(path for path in self._outs if path.parent == parent)
+            made |= {p.relative_to(self.root) for p in (self.root / parent).glob("*/")}
+        return sorted(made)
 
     def copy(self, path: Path, to: Path) -> bool:
         """Copy a file out of a folder that a stage made; False if DVC's cache lacks it."""

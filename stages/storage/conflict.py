@@ -1,10 +1,15 @@
-"""What a merge of Git leaves: files that hold both versions of some lines, between marks."""
+"""What a merge of Git leaves: files that hold both versions of some lines, between marks.
+
+And what a kill leaves of dvc.lock, which stops DVC as marks do.
+"""
 
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+from stages.harness.lock_file import is_whole
 
 LOCK = "dvc.lock"
 GRAPH = "dvc.yaml"
@@ -70,6 +75,19 @@ def refuse_unresolved(root: Path) -> None:
         raise ValueError(
             f"a merge left two versions of {LOCK}, ours and theirs; nothing of either is lost. "
             "To put them together:\n  make resolve"
+        )
+
+
+def refuse_cut_short(lock: Path) -> None:
+    """Stop at a dvc.lock that DVC cannot read.
+
+    Raises:
+        ValueError: if it is one; the message tells the way out.
+    """
+    if lock.exists() and not is_whole(lock.read_text("utf-8", errors="replace")):
+        raise ValueError(
+            f"{lock} is empty or cut short. To keep its entries that are whole, and to have the "
+            "others from the last commit:\n  .venv/bin/python -m stages.ready"
         )
 
 

@@ -16,6 +16,8 @@ HOW_TO_ADD = """\
   dvc remote add --default storage s3://BUCKET/FOLDER
   dvc remote add --default storage ssh://USER@HOST/FOLDER
   dvc remote add --default storage /SHARED/FOLDER
+then, that a plain `dvc pull` hashes, too,
+  dvc remote modify storage verify true
 and commit .dvc/config; README, "Share results", says more"""
 HOW_TO_BE_LET_IN = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or\n"

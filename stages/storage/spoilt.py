@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages.harness.files import link_or_copy, replacing
+from stages.harness.files import link_or_copy, replacing, scratch_of
 from stages.harness.progress import Progress
 from stages.storage.place import Place
 from stages.storage.recorded import LISTING, Recorded
@@ -68,6 +68,8 @@ class Spoilt:
 
     def _is_mended(self, fetch: Callable[[Path], Any]) -> bool:
         """Put fetched bytes under all its names, if they are the right ones."""
+        for path in self.links:  # of a killed mending, one file with the object's: held by us
+            scratch_of(path).unlink(missing_ok=True)
         try:
             with replacing(self.object) as scratch:
                 scratch.unlink(missing_ok=True)  # one that a kill left is a file of the tree, too
