@@ -14,6 +14,8 @@ from PIL import Image
 
 from stages.compare import _value, run
 from stages.drawing.manifest import Entry
+from stages.page.curves import draw_both
+from stages.page.findings import Epoch, Run
 from tests.browser import headless, listen
 from tests.imports import ROOT
 
@@ -289,3 +291,11 @@ def test_a_folder_with_a_page_and_somebody_s_files_is_not_replaced(
     with pytest.raises(FileExistsError, match=f"no comparison made .*{strange}"):
         run("slow", "fast", out)
     assert sorted(out.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["_slow", "a$b$c"])
+def test_a_curve_bears_its_branch_s_name_whatever_matplotlib_reads_into_it(name: str) -> None:
+    epochs = [Epoch(number, None, 0.1, 0.1, 0.1) for number in range(2)]
+    drawn = draw_both(Run("64", epochs, None, []), Run("64", epochs, None, []), name, "main")
+    assert f"{name}: 0.10000 at epoch 0" in drawn
+    assert "main: 0.10000 at epoch 0" in drawn

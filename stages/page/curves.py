@@ -96,6 +96,7 @@ def draw_both(before: Run | None, after: Run | None, *names: str) -> str:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(5.6, 3.2), layout="constrained")
         axes = figure.subplots()
+        labels = []
         sides = zip((before, after), names, (INK, VALIDATION), ("o:", "o-"), strict=True)
         for run, name, colour, line in sides:
             if run is None:
@@ -103,11 +104,14 @@ def draw_both(before: Run | None, after: Run | None, *names: str) -> str:
             epochs = [row.epoch for row in run.epochs]
             losses = [row.val_loss for row in run.epochs]
             best = min(run.epochs, key=lambda row: row.val_loss)
-            label = f"{name}: {best.val_loss:.5f} at epoch {best.epoch}"
-            axes.plot(epochs, losses, line, color=colour, markersize=4, label=label)
+            labels.append(f"{name}: {best.val_loss:.5f} at epoch {best.epoch}")
+            axes.plot(epochs, losses, line, color=colour, markersize=4, label="a commit")
         axes.set(xlabel="epoch (0 is the base)", ylabel="validation loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+        legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, fontsize=9)
+        # A branch may be called _slow, which matplotlib would hide, or a$b$c, which is no formula.
+        for text, label in zip(legend.get_texts(), labels, strict=True):
+            text.set(text=label, parse_math=False)
         return _as_svg(figure)
 
 
