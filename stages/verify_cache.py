@@ -43,6 +43,7 @@ def run(repo: Repo) -> None:
     count, spoilt = spoilt_objects(cache, wanted, [*outs, *scratch])
     backup = Backup(repo)
     for one in spoilt:  # each to its end: a kill leaves the rest as it is, to be found again
+        one.clear(root)
         kept = one.keep(root / work_dir() / ASIDE)
         if one.mend_from_tree(root):
             done = "mended from the working tree"

@@ -201,6 +201,7 @@ def test_a_verify_that_is_killed_is_made_good_by_the_next(
             object_of(linked, LEAF).write_bytes(LEAF)  # as a run would
             (linked.folder / "tree/2").hardlink_to(object_of(linked, LEAF))
         assert object_of(linked, LEAF).read_bytes() == LEAF
+        assert not list((linked.folder / "tree").glob("*.partial"))
         (kept,) = (linked.folder / ".work/spoilt").iterdir()
         assert kept.read_bytes() != LEAF
     assert moment > 4

@@ -50,9 +50,17 @@ class Spoilt:
             aside: a folder, made if need be. What else was kept there stays.
         """
         kept = aside / f"{self.recorded.name}.{self.found}"
-        if not kept.exists():  # it does if a kill came between this and the mending
-            link_or_copy(self.object, kept)
+        link_or_copy(self.object, kept)  # where a kill came behind it, too: its scratch file goes
         return kept
+
+    def clear(self, root: Path) -> None:
+        """Take away what a killed mending left beside its names.
+
+        Its scratch file is the object's in the cache, too, and would keep the next one waiting;
+        beside a file of the working tree that is mended already, one would be a file of an out.
+        """
+        for path in (*self.links, root / self.recorded.path):
+            scratch_of(path).unlink(missing_ok=True)
 
     def mend_from_tree(self, root: Path) -> bool:
         """Take the bytes from the working tree, where the file may be a sound copy of its own."""
@@ -68,8 +76,6 @@ class Spoilt:
 
     def _is_mended(self, fetch: Callable[[Path], Any]) -> bool:
         """Put fetched bytes under all its names, if they are the right ones."""
-        for path in self.links:  # of a killed mending, one file with the object's: held by us
-            scratch_of(path).unlink(missing_ok=True)
         try:
             with replacing(self.object) as scratch:
                 scratch.unlink(missing_ok=True)  # one that a kill left is a file of the tree, too
