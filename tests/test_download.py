@@ -40,7 +40,7 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, arrivals
+from stages.images import address, arrivals, shards
 from stages.images.address import is_public
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
@@ -1135,12 +1135,21 @@ def test_a_nearly_full_disk_that_takes_a_part_of_each_write_loses_nothing(
 
 
 def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
-    part = Part(tmp_path / "picture")
-    for tag in ('"plain"', '"snow\u2603"', '"raw\udce9"'):
+    for tag in ('"plain"', '"../a/b?"', '"snow\u2603"', '"raw\udce9"'):
+        part = Part(tmp_path / "picture")
         assert part.begin(200, {"ETag": tag}) == 0
         part.body.write_bytes(b"beginning")
         headers = {"ETag": tag, "Content-Range": "bytes 9-17/18"}
-        assert part.begin(206, headers) == len(b"beginning")
+        assert Part(tmp_path / "picture").begin(206, headers) == len(b"beginning")
+        assert [path.parent for path in tmp_path.rglob("*")] == [tmp_path]
+
+
+def test_a_version_too_long_for_a_name_is_begun_anew(tmp_path: Path) -> None:
+    for tag, is_kept in ((f'"{"x" * 118}"', True), (f'"{"x" * 119}"', False)):
+        part = Part(tmp_path / sha256(b"picture").hexdigest())
+        assert part.begin(200, {"ETag": tag}) == 0
+        part.body.write_bytes(b"beginning")
+        assert bool(part.range_headers()) is is_kept
 
 
 # --- shards -----------------------------------------------------------------------------------
@@ -1157,6 +1166,25 @@ def test_shards_are_sorted_and_the_same_bytes_in_any_order_of_rows(
     assert stored_ids(tmp_path / "one") == sorted(names)
     assert shard_bytes(tmp_path / "one/images") == shard_bytes(tmp_path / "two/images")
     assert list(shard_bytes(tmp_path / "one/images")) == ["00000.tar", "00001.tar", "00002.tar"]
+
+
+def test_shards_go_to_the_disk_as_they_grow_and_are_the_same_bytes(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+
+    def advise(file: int, start: int, end: int, _: int) -> None:
+        assert os.fstat(file).st_size >= end > start == 0
+        sent.append(end)
+
+    links = {name: image_server.link(name) for name in ("fox1", "fox2", "fox3")}
+    downloaded(tmp_path / "one", links)
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(shards, "WRITTEN_OUT_BYTES", 4096)
+    downloaded(tmp_path / "two", links)
+    assert sent == sorted(set(sent))
+    assert sent
+    assert shard_bytes(tmp_path / "one/images") == shard_bytes(tmp_path / "two/images")
 
 
 def test_a_sample_is_picture_caption_and_facts_and_names_nobody(

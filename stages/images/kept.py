@@ -11,6 +11,7 @@ import json
 import shutil
 from collections import Counter
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from stages.harness.files import replacing, sha256_bytes
@@ -144,6 +145,7 @@ def _index_line(name: str, packed: Packed) -> str:
     return "\n" + json.dumps([name, *astuple(packed)])
 
 
+@lru_cache(1024)  # asked several times while its picture comes
 def _picture_name(link: str) -> str:
     return sha256_bytes(picture_key(link).encode())
 

@@ -1,5 +1,6 @@
 """What has come of a picture so far, so that a broken or killed download goes on in its middle."""
 
+import base64
 import re
 from collections.abc import AsyncIterable, Mapping
 from pathlib import Path
@@ -7,31 +8,34 @@ from pathlib import Path
 from stages.images.answer import Again
 from stages.images.outcome import Failed
 
+LONGEST_VERSION = 120  # bytes; it stands in a file's name, which has at most 255 in all
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
 class Part:
-    """The beginning of a body, and the validator that says of which version it is.
+    """The beginning of a body, in a file whose name tells the validator of its version.
 
     A server that names no version (no strong ETag and no Last-Modified) is asked from the start.
     """
 
     def __init__(self, path: Path) -> None:
-        """Name the files.
+        """Look for what is there.
 
         Args:
             path: of the picture, when it is whole.
         """
-        self.body = path.with_name(path.name + ".partial")
-        self._kept = path.with_name(path.name + ".version")
+        self._picture = path
+        # one file and no second with the version: each new one takes a disk a millisecond
+        begun = min(path.parent.glob(f"{path.name}.*.partial"), default=None)
+        self._version = _named_version(begun) if begun else ""
+        self.body = begun or self._file("")
 
     def range_headers(self) -> dict[str, str]:
         """Ask for the rest, if the server still has the same version (RFC 9110, 13.1.5)."""
         size = self.body.stat().st_size if self.body.exists() else 0
-        version = self._kept_version()
-        if not size or not version.isprintable() or not version:
+        if not size or not self._version.isprintable() or not self._version:
             return {}
-        return {"Range": f"bytes={size}-", "If-Range": version}
+        return {"Range": f"bytes={size}-", "If-Range": self._version}
 
     async def take(
         self,
@@ -76,28 +80,35 @@ class Part:
             size = self.body.stat().st_size if self.body.exists() else 0
             found = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
             # a server that knows no If-Range may give the rest of another version
-            is_other = version and version != self._kept_version()
+            is_other = version and version != self._version
             if found is None or int(found[1]) != size or is_other:
                 self.forget()
                 return None
             return size
         self.forget()
-        if version:
-            self._kept.write_text(version, "utf-8", errors="surrogateescape")
+        self._version, self.body = version, self._file(version)
         return 0
 
-    def _kept_version(self) -> str:
-        if not self._kept.exists():
-            return ""
-        return self._kept.read_text("utf-8", errors="surrogateescape")
-
     def forget(self) -> None:
-        """Take the files away."""
+        """Take the file away."""
         self.body.unlink(missing_ok=True)
-        self._kept.unlink(missing_ok=True)
+
+    def _file(self, version: str) -> Path:
+        code = base64.urlsafe_b64encode(_encoded(version)).decode()
+        return self._picture.with_name(f"{self._picture.name}.{code}.partial")
+
+
+def _named_version(body: Path) -> str:
+    code = body.name.split(".")[-2]
+    return base64.urlsafe_b64decode(code).decode("utf-8", errors="surrogateescape")
+
+
+def _encoded(version: str) -> bytes:
+    return version.encode("utf-8", errors="surrogateescape")
 
 
 def _version(headers: Mapping[str, str]) -> str:
-    """Name the version that an answer gives; "" if it promises no equal bytes."""
+    """Name the version that an answer gives; "" if it promises no equal bytes, or at length."""
     tag = headers.get("ETag", "")
-    return tag if tag.startswith('"') else headers.get("Last-Modified", "")  # not W/"weak"
+    version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # not W/"weak"
+    return version if len(_encoded(version)) <= LONGEST_VERSION else ""

@@ -7,11 +7,13 @@ Source: https://github.com/webdataset/webdataset, "The WebDataset Format".
 
 import itertools
 import json
+import os
 import re
 import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from stages.images.outcome import Fetched
 
 # A name ends at its first dot; slashes would make folders.
 SAFE_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+WRITTEN_OUT_BYTES = 16 << 20  # of a shard, at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,40 @@ def write_shards(
     while (first := next(waiting, None)) is not None:
         path = folder / f"{shards:05}.tar"
         with path.open("wb") as file:
+            unsent = 0
             for sample in itertools.chain([first], itertools.islice(waiting, shard_size - 1)):
                 start = file.tell()
                 files = list(members(sample))
                 for name, parts in files:
                     file.writelines(_blocks(name, parts))
                 file.flush()
+                unsent = _write_out(file, unsent)
                 written(sample, path, start + tarfile.BLOCKSIZE, _size(files[0][1]))
             file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar file, then a full record
             file.write(bytes(-file.tell() % tarfile.RECORDSIZE))
         shards += 1
     return shards
+
+
+def _write_out(file: BufferedWriter, start: int) -> int:
+    """Have the system write a shard to the disk bit by bit, and forget what is written.
+
+    Else gigabytes gather in memory, and when the system writes them it stops all that write, and
+    writes the pictures' own files, too, which are gone a moment later.
+
+    Args:
+        file: flushed.
+        start: of what was not asked for yet.
+
+    Returns:
+        The next start.
+    """
+    end = file.tell()
+    if end - start < WRITTEN_OUT_BYTES or not hasattr(os, "posix_fadvise"):  # macOS has none
+        return start
+    # what an earlier call sent to the disk is there by now, and is forgotten by this one
+    os.posix_fadvise(file.fileno(), 0, end, os.POSIX_FADV_DONTNEED)
+    return end
 
 
 def _blocks(name: str, parts: list[Piece]) -> list[Piece]:
