@@ -61,11 +61,13 @@ def run(
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
-    if params.engine == TORCH and not all(map(hashes.knows, weights.values())):
-        Thread(
-            target=import_module, args=["stages.diffusion.engine"]
-        ).start()  # while files are read
+    imports = Thread(target=_import_what_draws, args=[params.compile])
+    is_slow = params.engine == TORCH and not all(map(hashes.knows, weights.values()))
+    if is_slow:
+        imports.start()  # while files are read
     columns = plan_columns(weights, config, params, hashes, _what_draws(params, out))
+    if is_slow:
+        imports.join()  # diffusers must not be imported twice at once
     cache = CellCache(work_dir("cells"))
     with crew() as ours, _held_once(work_dir("grid") / group, ours):
         if ours.rank == 0:
@@ -81,6 +83,16 @@ def run(
             write_json(outs.report, _counts(columns, failures))
             if outs.drawn:
                 write_json(outs.drawn, _work_done(columns, missing, failures))
+
+
+def _import_what_draws(compiled: bool) -> None:
+    """Import what takes seconds."""
+    import_module("stages.diffusion.engine")
+    from stages.diffusion.model import import_networks
+
+    import_networks()
+    if compiled:
+        import_module("torch._inductor.compile_fx")
 
 
 def _what_draws(params: GridParams, out: Path) -> str:
