@@ -1,9 +1,11 @@
 """Several processes train one model together, to the same losses as one."""
 
+import json
 import shutil
 import signal
 import socket
 import subprocess
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import torch
 from stages.harness.files import sha256_file
 from stages.training.ranks import Ranks
 from tests.tiny_training import (
+    EXAMPLES,
+    HELD_OUT,
     PARAMS,
     ROOT,
     base,
@@ -70,6 +74,30 @@ def test_two_processes_reach_the_losses_of_one(base: Path, tmp_path: Path) -> No
     assert start(base, tmp_path / "together", longer).history.means == pytest.approx(
         start(base, tmp_path / "alone", longer).history.means, rel=1e-5
     )
+
+
+def test_each_process_reads_only_its_share(base: Path, tmp_path: Path) -> None:
+    """Of the pictures, which are encoded once, and of what they are encoded to, epoch by epoch."""
+    scratch = tmp_path / "together"
+    words = command(base, scratch, TOGETHER, *torchrun(2), program="tests.noted_reads")
+    subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+    notes = [json.loads((scratch / f"read_{rank}.json").read_text()) for rank in range(2)]
+    learnt, measured = ({example.id for example in side} for side in (EXAMPLES, HELD_OUT))
+
+    pictures = [Counter(note["pictures"]) for note in notes]
+    assert pictures[0] + pictures[1] == dict.fromkeys(learnt | measured, 1)
+    assert all(len(ids) > len(learnt | measured) // 3 for ids in pictures)
+
+    steps, validations = (
+        [Counter(id_ for id_ in note["encoded"] if id_ in side) for note in notes]
+        for side in (learnt, measured)
+    )
+    epochs = TOGETHER.max_epochs
+    assert steps[0] + steps[1] == dict.fromkeys(learnt, epochs)
+    assert all(ids.total() > epochs * len(learnt) // 3 for ids in steps)
+    times = (1 + epochs) * TOGETHER.validation_timesteps
+    assert validations[0] + validations[1] == dict.fromkeys(measured, times)
+    assert not validations[0].keys() & validations[1].keys()
 
 
 def test_two_processes_stop_together_and_go_on(base: Path, tmp_path: Path) -> None:
