@@ -26,7 +26,7 @@ from stages.training.params import TrainParams
 from stages.training.preparation import Prepared, prepare
 from stages.training.ranks import Ranks, alone
 from stages.training.resume import Checkpoints
-from stages.training.room import what_would_fit
+from stages.training.room import no_room_to_begin, what_would_fit
 from stages.training.validation import validation_errors
 
 Say = Callable[[str], None]
@@ -81,7 +81,7 @@ def train(
 
     Raises:
         ValueError: if the examples are bad, the scratch folder is another run's, the loss is no
-            longer finite, or a batch does not fit the device.
+            longer finite, or the networks or a batch do not fit the device.
         BlockingIOError: if another process is at work in `scratch`.
         KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
     """
@@ -94,7 +94,10 @@ def train(
         ranks.wait()
         tell = say if ranks.is_first else say_nothing
         sides = examples, validation_examples
-        prepared = prepare(base, sides, params, encoded or scratch, inputs, ranks, tell)
+        try:
+            prepared = prepare(base, sides, params, encoded or scratch, inputs, ranks, tell)
+        except torch.OutOfMemoryError:
+            raise ValueError(no_room_to_begin(params, ranks.device)) from None
         return _Run(base, prepared, scratch, metadata or {}, tell, save_every_s).to_the_end()
 
 
