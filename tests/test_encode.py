@@ -117,6 +117,19 @@ def test_an_encoding_that_broke_off_keeps_its_shards(
     assert len({sha256_file(path) for path in tmp_path.glob("0*.safetensors")}) == 2
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 5, -10])
+def test_a_shard_cut_short_is_named_and_encoded_anew_when_it_is_gone(
+    base: Path, tmp_path: Path, kept_bytes: int
+) -> None:
+    encoded(base, tmp_path, EXAMPLES[:2])
+    shard = tmp_path / "000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:kept_bytes])
+    with pytest.raises(ValueError, match=r"000000\.safetensors is damaged .* encoded anew"):
+        encoded(base, tmp_path, EXAMPLES[:2])
+    shard.unlink()
+    assert len(encoded(base, tmp_path, EXAMPLES[:2])) == 2
+
+
 @pytest.mark.parametrize("words", [1, 10, 40])
 def test_a_caption_that_is_too_long_is_cut_between_two_words(base: Path, words: int) -> None:
     tokenizer = load_models(base / "base.safetensors", base / "config").tokenizer
