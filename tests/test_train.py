@@ -507,7 +507,7 @@ def write_params(section: str, params: TrainParams) -> None:
     Path("params.yaml").write_text(text, encoding="utf-8")
 
 
-def stage(base: Path, *changes: str) -> None:
+def stage_words(base: Path, *changes: str) -> list[str]:
     options = {
         "--base": base / "base.safetensors",
         "--config": base / "config",
@@ -516,7 +516,11 @@ def stage(base: Path, *changes: str) -> None:
         "--out": "models/64",
         "--report": "reports/64",
     }
-    main(["64", *(str(part) for option in options.items() for part in option), *changes])
+    return ["64", *(str(part) for option in options.items() for part in option), *changes]
+
+
+def stage(base: Path, *changes: str) -> None:
+    main(stage_words(base, *changes))
 
 
 def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
