@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from stages.training import cadence as cadence_module
-from stages.training import loop
+from stages.training import resume
 from stages.training.cadence import SHARE, Cadence
 from stages.training.checkpoint import save_checkpoint
 from tests.tiny_training import base, one_thread, start
@@ -86,5 +86,5 @@ def count_saves(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         written.append(step)
         save_checkpoint(folder, step, state)
 
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_note)
+    monkeypatch.setattr(resume, "save_checkpoint", save_and_note)
     return written

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from stages.diffusion.model import load_models
@@ -18,6 +19,7 @@ from stages.training.encode import (
     Example,
     Examples,
     encode_examples,
+    encode_image,
     read_pixel_values,
     shortened,
 )
@@ -117,6 +119,19 @@ def test_an_encoding_that_broke_off_keeps_its_shards(
     assert len({sha256_file(path) for path in tmp_path.glob("0*.safetensors")}) == 2
 
 
+@pytest.mark.parametrize("kept_bytes", [0, 5, -10])
+def test_a_shard_cut_short_is_named_and_encoded_anew_when_it_is_gone(
+    base: Path, tmp_path: Path, kept_bytes: int
+) -> None:
+    encoded(base, tmp_path, EXAMPLES[:2])
+    shard = tmp_path / "000000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:kept_bytes])
+    with pytest.raises(ValueError, match=r"000000\.safetensors is damaged .* encoded anew"):
+        encoded(base, tmp_path, EXAMPLES[:2])
+    shard.unlink()
+    assert len(encoded(base, tmp_path, EXAMPLES[:2])) == 2
+
+
 @pytest.mark.parametrize("words", [1, 10, 40])
 def test_a_caption_that_is_too_long_is_cut_between_two_words(base: Path, words: int) -> None:
     tokenizer = load_models(base / "base.safetensors", base / "config").tokenizer
@@ -126,6 +141,33 @@ def test_a_caption_that_is_too_long_is_cut_between_two_words(base: Path, words: 
     assert text.endswith("cat")
     assert len(text.split()) == min(words, MAX_LENGTH - 2)  # "cat" is one token
     assert shortened(tokenizer, "x" * 99) == "x" * 99  # one word: the tokenizer cuts it
+
+
+def test_runs_share_what_is_encoded_as_far_as_pictures_captions_and_sizes_are_the_same(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+
+    def noted(vae: AutoencoderKL, pixel_values: torch.Tensor, id_: str) -> torch.Tensor:
+        encoded.append(id_)
+        return encode_image(vae, pixel_values, id_)
+
+    monkeypatch.setattr(encode, "encode_image", noted)
+    params = replace(PARAMS, max_epochs=1)
+    other_caption = [replace(EXAMPLES[0], caption="owl"), *EXAMPLES[1:]]
+    both, side = len(EXAMPLES) + len(HELD_OUT), len(EXAMPLES)
+    for i, (changed, examples, count) in enumerate(
+        (
+            (params, EXAMPLES, both),
+            (replace(params, seed=2, batch_size=2, optimizer="prodigy"), EXAMPLES, 0),
+            (params, other_caption, side),
+            (replace(params, resolution=24), EXAMPLES, both),
+        )
+    ):
+        folder, encoded_here = tmp_path / str(i), tmp_path / "encoded"
+        train(start_from(base), examples, HELD_OUT, changed, folder, encoded=encoded_here)
+        assert len(encoded) == count
+        encoded.clear()
 
 
 def test_cut_captions_are_counted_and_told_at_each_start(base: Path, tmp_path: Path) -> None:

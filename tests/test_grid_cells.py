@@ -21,6 +21,7 @@ from torch import Tensor
 from stages import grid_cells, grid_score
 from stages.choice.scores import read_scores
 from stages.diffusion import engine
+from stages.diffusion.capacity import Capacity
 from stages.diffusion.model import save_single_file
 from stages.diffusion.sample import SamplingParams, draw, initial_noise
 from stages.diffusion.samplers import SAMPLERS
@@ -222,7 +223,7 @@ class SmallMemory:
 def test_where_memory_ends_half_as_many_are_drawn_at_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    memory, fits = SmallMemory(holds=5), dict[engine.Kind, int]()
+    memory, fits = SmallMemory(holds=5), dict[engine.Kind, Capacity]()
     cells = a_batch(16, 16)
     drawn = engine.draw_batch(memory.draw, cells, fits)
     assert [c.seed for c, p in drawn.items() if isinstance(p, Image.Image)] == list(range(16))

@@ -22,14 +22,20 @@ RUN = replace(
 )
 
 
-def leave_room_for(count: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+ON_GPU = torch.OutOfMemoryError("no room")
+ON_CPU = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+
+def leave_room_for(
+    count: int, monkeypatch: pytest.MonkeyPatch, error: Exception = ON_GPU
+) -> list[int]:
     """Let memory suffice for so many pictures at once; tell how many were tried each time."""
     tried: list[int] = []
 
     def small(models: Models, prompts: Sequence[str], *rest: object) -> list[Image.Image]:
         tried.append(len(prompts))
         if len(prompts) > count:
-            raise torch.OutOfMemoryError("no room")
+            raise error
         return draw(models, prompts, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(preview, "draw", small)
@@ -42,7 +48,7 @@ def test_pictures_that_do_not_fit_together_are_drawn_in_smaller_batches(
     together = start(base, tmp_path / "a", RUN)
     tried = leave_room_for(2, monkeypatch)
     apart = start(base, tmp_path / "b", RUN)
-    assert tried == 2 * [5, 2, 2, 1]
+    assert tried == 2 * [5, 3, 2, 2, 2]
     for epoch, path in together.samples.items():
         with Image.open(path) as a, Image.open(apart.samples[epoch]) as b:
             assert a.size == b.size
@@ -50,11 +56,12 @@ def test_pictures_that_do_not_fit_together_are_drawn_in_smaller_batches(
             assert max(map(abs, differences)) <= 1  # batches of other sizes round differently
 
 
+@pytest.mark.parametrize("error", [ON_GPU, ON_CPU])
 def test_a_run_goes_on_without_a_picture_that_does_not_fit_and_says_so(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     plain = start(base, tmp_path / "a", RUN)
-    leave_room_for(0, monkeypatch)
+    leave_room_for(0, monkeypatch, error)
     lines: list[str] = []
     without = start(base, tmp_path / "b", RUN, say=lines.append)
     assert hashes(without) == hashes(plain)

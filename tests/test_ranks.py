@@ -1,18 +1,27 @@
 """Several processes train one model together, to the same losses as one."""
 
+import json
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 
 import pytest
 import torch
 
 from stages.harness.files import sha256_file
+from stages.train import PROCESSES
 from stages.training.ranks import Ranks
+from tests.test_train import project, stage_words
 from tests.tiny_training import (
+    EXAMPLES,
+    HELD_OUT,
     PARAMS,
     ROOT,
     base,
@@ -23,24 +32,29 @@ from tests.tiny_training import (
     wait_for,
 )
 
-__all__ = ["base", "one_thread"]  # fixtures are found by their names
+__all__ = ["base", "one_thread", "project"]  # fixtures are found by their names
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 TOGETHER = replace(PARAMS, text_encoder_learning_rate=1e-3, max_epochs=2)
 
 
-def torchrun(processes: int) -> list[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def torchrun(processes: int, *more: str, port: int | None = None) -> list[str]:
     return [
         "-m",
         "torch.distributed.run",
         f"--nproc-per-node={processes}",
         "--master-addr=127.0.0.1",
-        f"--master-port={port}",
+        f"--master-port={port or free_port()}",
+        *more,
     ]
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -70,6 +84,66 @@ def test_two_processes_reach_the_losses_of_one(base: Path, tmp_path: Path) -> No
     assert start(base, tmp_path / "together", longer).history.means == pytest.approx(
         start(base, tmp_path / "alone", longer).history.means, rel=1e-5
     )
+
+
+def test_two_machines_reach_the_losses_of_one(base: Path, tmp_path: Path) -> None:
+    """Each has a torchrun of its own; they share the disk."""
+    port, scratch = free_port(), tmp_path / "together"
+    nodes = [
+        command(base, scratch, TOGETHER, *torchrun(1, "--nnodes=2", f"--node-rank={i}", port=port))
+        for i in range(2)
+    ]
+    with (
+        subprocess.Popen(nodes[1], cwd=ROOT, stdout=PIPE, stderr=STDOUT, text=True) as other,
+        subprocess.Popen(nodes[0], cwd=ROOT, stdout=PIPE, stderr=STDOUT, text=True) as first,
+    ):
+        said = [process.communicate(timeout=120)[0] for process in (first, other)]
+    assert (first.returncode, other.returncode) == (0, 0), said
+    assert "weights to train on 2 x cpu" in said[0]
+    assert "weights to train" not in said[1]
+    together = start(base, scratch, TOGETHER)
+    alone = start(base, tmp_path / "alone", TOGETHER)
+    assert together.history.means == pytest.approx(alone.history.means, rel=1e-5)
+
+
+def test_the_stage_trains_in_as_many_processes_as_the_environment_says(
+    base: Path, project: Path
+) -> None:
+    words = [sys.executable, "-m", "stages.train", *stage_words(base)]
+    environment = {**os.environ, PROCESSES: "2", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("weights to train on 2 x cpu") == 1
+    assert done.stdout.count("2 checkpoints in models/64") == 1
+    assert sorted(path.name for path in (project / "models/64").iterdir()) == [
+        "epoch_002.safetensors",
+        "epoch_003.safetensors",
+    ]
+    assert (project / "reports/64/metrics.json").is_file()
+
+
+def test_each_process_reads_only_its_share(base: Path, tmp_path: Path) -> None:
+    """Of the pictures, which are encoded once, and of what they are encoded to, epoch by epoch."""
+    scratch = tmp_path / "together"
+    words = command(base, scratch, TOGETHER, *torchrun(2), program="tests.noted_reads")
+    subprocess.run(words, cwd=ROOT, capture_output=True, check=True)
+    notes = [json.loads((scratch / f"read_{rank}.json").read_text()) for rank in range(2)]
+    learnt, measured = ({example.id for example in side} for side in (EXAMPLES, HELD_OUT))
+
+    pictures = [Counter(note["pictures"]) for note in notes]
+    assert pictures[0] + pictures[1] == dict.fromkeys(learnt | measured, 1)
+    assert all(len(ids) > len(learnt | measured) // 3 for ids in pictures)
+
+    steps, validations = (
+        [Counter(id_ for id_ in note["encoded"] if id_ in side) for note in notes]
+        for side in (learnt, measured)
+    )
+    epochs = TOGETHER.max_epochs
+    assert steps[0] + steps[1] == dict.fromkeys(learnt, epochs)
+    assert all(ids.total() > epochs * len(learnt) // 3 for ids in steps)
+    times = (1 + epochs) * TOGETHER.validation_timesteps
+    assert validations[0] + validations[1] == dict.fromkeys(measured, times)
+    assert not validations[0].keys() & validations[1].keys()
 
 
 def test_two_processes_stop_together_and_go_on(base: Path, tmp_path: Path) -> None:

@@ -426,6 +426,17 @@ def test_out_of_memory_says_which_batch_would_fit(
         start(base, tmp_path / "a", replace(PARAMS, batch_size=4))
 
 
+def test_out_of_memory_before_the_first_step_blames_no_batch(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(*words: object) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr("stages.training.preparation.make_parts", no_room)
+    with pytest.raises(ValueError, match=r"the UNet moved there: no batch size helps.*ema_decay 0"):
+        start(base, tmp_path)
+
+
 def test_buckets_smaller_than_a_batch_train_and_are_told(base: Path, tmp_path: Path) -> None:
     examples = [*EXAMPLES[:2], replace(EXAMPLES[2], image=picture(2, 16, 32))]
     lines: list[str] = []
@@ -496,7 +507,7 @@ def write_params(section: str, params: TrainParams) -> None:
     Path("params.yaml").write_text(text, encoding="utf-8")
 
 
-def stage(base: Path, *changes: str) -> None:
+def stage_words(base: Path, *changes: str) -> list[str]:
     options = {
         "--base": base / "base.safetensors",
         "--config": base / "config",
@@ -505,7 +516,11 @@ def stage(base: Path, *changes: str) -> None:
         "--out": "models/64",
         "--report": "reports/64",
     }
-    main(["64", *(str(part) for option in options.items() for part in option), *changes])
+    return ["64", *(str(part) for option in options.items() for part in option), *changes]
+
+
+def stage(base: Path, *changes: str) -> None:
+    main(stage_words(base, *changes))
 
 
 def test_the_stage_publishes_weights_with_their_ancestry_and_reports(

@@ -1,5 +1,6 @@
 """Validation: a figure that moves only when the weights do, and an interval around its change."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from stages.training.dataset import CAPTION, LATENTS, Dataset, epoch_batches
 from stages.training.draw import Drawn, stratified_timestep
-from stages.training.ranks import alone
+from stages.training.ranks import Ranks, alone
 from stages.training.validation import everydream2_loss, paired_interval, validation_errors
 
 
@@ -57,6 +58,46 @@ def test_errors_are_equal_for_any_batch_size_and_order(tmp_path: Path, batch_siz
     found = errors(tmp_path, IDS, 3)
     assert errors(tmp_path, IDS[::-1], batch_size) == pytest.approx(found)
     assert errors(tmp_path, IDS, batch_size, full_batch=batch_size) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("count", [2, 3, 30])
+def test_processes_share_the_examples_and_measure_equally_often(tmp_path: Path, count: int) -> None:
+    """Between two batches all agree whether to stop."""
+
+    class OneOf(Ranks):
+        def add_up(self, tensors: Sequence[Tensor]) -> None:
+            pass
+
+    data, alone_found = dataset(tmp_path, IDS), errors(tmp_path, IDS, 3)
+    found, read, measured = [], [], []
+    for rank in range(count):
+        drawn: list[tuple[str, ...]] = []
+
+        def noted(batch: Drawn, drawn: list[tuple[str, ...]] = drawn) -> Tensor:
+            drawn.append(batch.ids)
+            return measure(batch)
+
+        found.append(
+            validation_errors(
+                noted,
+                data,
+                OneOf(rank, count, torch.device("cpu")),
+                seed=1,
+                timesteps_per_example=4,
+                total_timesteps=1000,
+                batch_size=3,
+                full_batch=0,
+            )
+        )
+        read.append({id_ for ids in drawn for id_ in ids})
+        measured.append(len(drawn))
+    both = torch.stack(found)
+    assert (both != 0).sum(0).eq(1).all(), "each question is put once"
+    together = {(id_, k): both.sum(0)[row, k] for row, id_ in enumerate(data.ids) for k in range(4)}
+    assert together == pytest.approx(alone_found)
+    assert len({*measured}) == 1
+    # a batch at the border of two shares is read twice
+    assert sum(map(len, read)) <= len(IDS) + 3 * (count - 1)
 
 
 def test_an_examples_errors_do_not_depend_on_its_neighbours(tmp_path: Path) -> None:

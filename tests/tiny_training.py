@@ -131,12 +131,14 @@ def start(base: Path, scratch: Path, params: TrainParams = PARAMS, **others: obj
     return train(start_from(base), EXAMPLES, HELD_OUT, params, scratch, **others)  # type: ignore[arg-type]
 
 
-def command(base: Path, scratch: Path, params: TrainParams, *more: str) -> list[str]:
+def command(
+    base: Path, scratch: Path, params: TrainParams, *more: str, program: str = __name__
+) -> list[str]:
     """Write params down and give the command that trains with them."""
     path = scratch.with_suffix(".yaml")
     text = json.dumps({"train": asdict(params)})  # JSON is YAML, and knows no tuples
     path.write_text(text, encoding="utf-8")
-    return [sys.executable, *more, "-m", "tests.tiny_training", str(base), str(scratch), str(path)]
+    return [sys.executable, *more, "-m", program, str(base), str(scratch), str(path)]
 
 
 def wait_for(path: Path, process: "subprocess.Popen[bytes]", patience_s: float = 60) -> None:

@@ -3,11 +3,12 @@
 import gc
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-import torch
 from PIL import Image
 
+from stages.diffusion.capacity import Capacity
 from stages.diffusion.crew import Crew
 from stages.diffusion.model import Models
 from stages.diffusion.render import Easel
@@ -52,7 +53,7 @@ def draw_missing(
     }
     drawn_here = [batch for share in shares.values() for batch in share]
     total, ahead = sum(map(len, drawn_here)), max(map(len, drawn_here), default=1)
-    fits: dict[Kind, int] = {}
+    fits: dict[Kind, Capacity] = {}
     easels: Easels = {}  # lives as long as the job: models of one kind take each other's place
     with Collector(cache, f"grid {group}", total, ahead) as collector:
         for column in columns:
@@ -82,7 +83,7 @@ def _drawn_alike(cell: Cell) -> Kind:
 
 
 def draw_batch(
-    draw_cells: Draw, batch: list[Cell], fits: dict[Kind, int]
+    draw_cells: Draw, batch: list[Cell], fits: dict[Kind, Capacity]
 ) -> dict[Cell, Image.Image | Exception]:
     """Draw a batch, filled up to its full size.
 
@@ -97,41 +98,31 @@ def draw_batch(
     Returns:
         By cell, the picture or what it died of.
     """
-    kind, waiting, at_once = _drawn_alike(batch[0]), list(batch), len(batch)
+    first, waiting, at_once = batch[0], list(batch), len(batch)
+    capacity = fits.setdefault(
+        _drawn_alike(first), Capacity(first.batch_size, partial(_say_smaller, first))
+    )
     drawn: dict[Cell, Image.Image | Exception] = {}
     while waiting:
-        size = fits.get(kind, batch[0].batch_size)
-        taken = waiting[: min(size, at_once)]
-        outcome = _tried(draw_cells, [*taken, *taken[-1:] * (size - len(taken))])
-        if isinstance(outcome, Exception):
-            if _is_out_of_memory(outcome) and size > 1:
-                fits[kind] = (size + 1) // 2
-                _say_smaller(batch[0], size, fits[kind])
-                _free_memory()
-                continue
-            if len(taken) > 1:
+        outcomes: Sequence[Image.Image | Exception]
+        try:
+            outcomes = capacity.fill(partial(_whole_or_broken, draw_cells), waiting[:at_once])
+        except CELL_ERRORS as error:
+            if min(capacity.count, at_once, len(waiting)) > 1:
                 at_once = 1
                 continue
-            outcome = [outcome]
-        drawn |= dict(zip(taken, outcome, strict=False))
-        del waiting[: len(taken)]
+            outcomes = [error.with_traceback(None)]  # whose frames would hold the batch in memory
+        drawn |= dict(zip(waiting, outcomes, strict=False))
+        del waiting[: len(outcomes)]
     return drawn
 
 
-def _tried(draw_cells: Draw, cells: list[Cell]) -> Sequence[Image.Image | Exception] | Exception:
-    """Draw; give the pictures and what broke some of them, or what all died of."""
+def _whole_or_broken(draw_cells: Draw, cells: list[Cell]) -> Sequence[Image.Image | Exception]:
+    """Draw; give an error in the place of each picture that is broken."""
     try:
         return draw_cells(cells)
     except BrokenPicturesError as error:
         return [picture or FloatingPointError(str(error)) for picture in error.pictures]
-    except CELL_ERRORS as error:
-        return error.with_traceback(None)  # whose frames would hold the batch in memory
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell by torch's error for GPUs, and by its words for the CPU."""
-    is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return is_memory or "can't allocate memory" in str(error)
 
 
 def _say_smaller(cell: Cell, size: int, smaller: int) -> None:
@@ -140,12 +131,6 @@ def _say_smaller(cell: Cell, size: int, smaller: int) -> None:
         f"{smaller} from here on; grid.batch_size: {smaller} would have fitted",
         flush=True,
     )
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def open_model(weights: Path, config: Path, easels: Easels) -> Draw:

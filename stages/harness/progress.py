@@ -2,10 +2,16 @@
 
 import sys
 import time
+from collections import deque
 from typing import TextIO
 
 LOG_EVERY_S = 10.0
 TERMINAL_EVERY_S = 0.2
+MARK_EVERY_S = 1.0
+# Rate and time left are told by the work since the first unit, which may have waited for a
+# compiler: by its later half, for a start may be quick or slow, and at most by the last minute.
+SURE_AFTER_S = 5.0
+RECENT_S = 60.0
 
 
 class Progress:
@@ -27,14 +33,21 @@ class Progress:
         self.stream = stream or sys.stderr
         self.is_shown = is_shown
         self.is_terminal = self.stream.isatty()
-        self.done = 0
-        self.started = time.monotonic()
+        self.start()
         self.printed = self.started
+
+    def start(self, kept: int = 0) -> None:
+        """Start the clock; `kept` units are there already, and count as done, not as speed."""
+        self.done = self.kept = kept
+        self.started = time.monotonic()
+        self._began = 0.0  # when the first unit was done
+        self._marks: deque[tuple[float, int]] = deque()  # times, and what was done by then
 
     def advance(self, count: int = 1) -> None:
         """Count finished units, and print if it is time to."""
         self.done += count
         now = time.monotonic()
+        self._mark(now)
         if now - self.printed >= (TERMINAL_EVERY_S if self.is_terminal else LOG_EVERY_S):
             self.printed = now
             self._print(self.line(now - self.started))
@@ -52,12 +65,33 @@ class Progress:
         'download: 0/20'
         """
         text = f"{self.label}: {self.done:,}/{self.total:,}"
-        if not self.done:
+        rate = self.rate(elapsed_s)
+        if rate is None:
             return text
-        rate = self.done / max(elapsed_s, 1e-9)
         if self.done >= self.total:
             return f"{text} in {clock(elapsed_s)}, {rate:.3g}/s"
         return f"{text}, {rate:.3g}/s, {clock((self.total - self.done) / rate)} left"
+
+    def rate(self, elapsed_s: float) -> float | None:
+        """Give the units a second: at the end of all, before it of late; None if not known."""
+        now = self.started + elapsed_s
+        since, before = self.started, self.kept
+        if self.done < self.total:
+            if not self._marks or now - self._began < SURE_AFTER_S:
+                return None
+            since, before = self._marks[0]
+        came = self.done - before
+        return came / max(now - since, 1e-9) if came > 0 else None
+
+    def _mark(self, now: float) -> None:
+        """Remember how far it is now, and forget what is no longer recent."""
+        if not self._marks:
+            self._began = now
+        if not self._marks or now - self._marks[-1][0] >= MARK_EVERY_S:
+            self._marks.append((now, self.done))
+        recent_s = min(RECENT_S, (now - self._began) / 2)
+        while len(self._marks) > 1 and self._marks[1][0] <= now - recent_s:
+            self._marks.popleft()
 
     def _print(self, line: str) -> None:
         if not self.is_shown:

@@ -37,18 +37,15 @@ class Again:
 
 
 class ByteProgress(Progress):
-    """Shows megabytes; what was kept of an earlier try counts as done, not as speed."""
-
-    kept = 0  # bytes there when this process began
+    """Shows megabytes."""
 
     def line(self, elapsed_s: float) -> str:
         """Say how much is there, how fast it comes, and how long the rest will take."""
         text = f"{self.label}: {self.done / 1e6:,.1f}"
         text += f"/{self.total / 1e6:,.1f} MB" if self.total else " MB"
-        came = self.done - self.kept
-        if came <= 0:
+        rate = self.rate(elapsed_s)
+        if rate is None:
             return text
-        rate = came / max(elapsed_s, 1e-9)
         text += f", {rate / 1e6:,.1f} MB/s"
         if self.done < self.total:
             return f"{text}, {clock((self.total - self.done) / rate)} left"
@@ -255,9 +252,8 @@ class Transfer:
 
     def start_progress(self, total: int) -> None:
         """Say how much will come, and stop if the disk has no room for it."""
-        self.progress.done = self.progress.kept = self.partial.size
+        self.progress.start(self.partial.size)
         self.progress.total = total
-        self.progress.started = time.monotonic()
         missing = total - self.partial.size
         if total:
             self.progress.say(f"{missing / 1e6:,.1f} MB to come")

@@ -5,11 +5,8 @@ newest are kept, so that one that a full disk or a broken machine cut short cost
 """
 
 import json
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -81,32 +78,6 @@ def load_optimizer_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         for group in state["param_groups"]
     ]
     optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-
-@contextmanager
-def interruptions() -> Iterator[Callable[[], int]]:
-    """Hold back SIGTERM and SIGINT: the block asks for the number of the one that came, or 0.
-
-    A second signal of the kind ends the process at once, as usual. Outside the main thread,
-    where Python allows no handlers, nothing is held back.
-    """
-    received: list[int] = []
-    previous: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        received.append(number)
-        signal.signal(number, previous[number])
-
-    try:
-        for number in (int(signal.SIGTERM), int(signal.SIGINT)):
-            previous[number] = signal.signal(number, note)
-    except ValueError:  # not the main thread
-        previous.clear()
-    try:
-        yield lambda: received[0] if received else 0
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _path(folder: Path, step: int) -> Path:

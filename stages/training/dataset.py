@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from stages.diffusion import noise
@@ -44,13 +44,13 @@ class Dataset:
         """Open the shards and read their lists.
 
         Raises:
-            ValueError: if an id repeats.
+            ValueError: if an id repeats, or a file is damaged; it is named.
         """
         self._files: dict[str, Any] = {}  # by id
         shapes: dict[str, tuple[int, ...]] = {}
         self.cut_captions = 0
         for path in sorted(folder.glob(SHARDS)):
-            file: Any = safe_open(path, "pt")
+            file: Any = _opened(path)
             if path.name == NO_CAPTION:
                 self.no_caption: Tensor = file.get_tensor(CAPTION)
                 continue
@@ -78,6 +78,15 @@ class Dataset:
     def _read(self, kind: str, id_: str) -> Tensor:
         tensor: Tensor = self._files[id_].get_tensor(kind + id_)
         return tensor
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, "pt")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): remove its folder, and its examples are encoded anew"
+        ) from error
 
 
 def epoch_batches(dataset: Dataset, batch_size: int, seed: int, epoch: int) -> list[list[int]]:

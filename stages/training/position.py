@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+from stages.training.history import History
+from stages.training.ranks import Ranks
 
 
 @dataclass
@@ -23,3 +27,13 @@ class Position:
     def next_epoch(self) -> "Position":
         """Give the start of the epoch that follows."""
         return Position(self.epoch + 1, 0, self.step, 0, 0, 0, 0.0, self.train_losses, self.errors)
+
+    def history(self, ids: tuple[str, ...]) -> History:
+        """Give the figures of all finished epochs; `ids` are the validation examples'."""
+        return History(ids, torch.stack(self.errors).numpy(), tuple(self.train_losses))
+
+    def loss_of_all(self, ranks: Ranks) -> float:
+        """Add up what the processes have seen of the epoch."""
+        total = torch.tensor(float(self.loss_sum), dtype=torch.float64)
+        ranks.add_up([total])
+        return float(total)

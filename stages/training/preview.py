@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from stages.diffusion.capacity import Capacity
 from stages.diffusion.model import Base, Models, load_models
 from stages.diffusion.sample import draw
 from stages.harness.files import replacing
@@ -51,18 +52,13 @@ def draw_preview(
 def _draw_as_memory_allows(
     models: Models, samples: SamplesParams, side_px: int
 ) -> list[Image.Image]:
-    prompts = samples.prompts
-    seeds = [samples.seed + i for i in range(len(prompts))]
+    def draw_some(asked: list[tuple[str, int]]) -> list[Image.Image]:
+        prompts, seeds = zip(*asked, strict=True)
+        return draw(models, prompts, seeds, side_px, side_px, samples.sampling)
+
+    asked = [(prompt, samples.seed + i) for i, prompt in enumerate(samples.prompts)]
+    capacity = Capacity(len(asked))
     pictures: list[Image.Image] = []
-    size = len(prompts)
-    while len(pictures) < len(prompts):
-        batch = slice(len(pictures), len(pictures) + size)
-        try:
-            pictures += draw(
-                models, prompts[batch], seeds[batch], side_px, side_px, samples.sampling
-            )
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise
-            size //= 2
+    while len(pictures) < len(asked):
+        pictures += capacity.fill(draw_some, asked[len(pictures) :])
     return pictures

@@ -1,4 +1,4 @@
-"""How much of a batch fits on a device, found out by trying."""
+"""What to say when a device's memory ends: how much of a batch would fit, found out by trying."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ import torch
 from stages.training.dataset import Dataset
 from stages.training.draw import draw_training
 from stages.training.learner import Learner
+from stages.training.params import TrainParams
 from stages.training.ranks import alone
 
 
@@ -33,6 +34,21 @@ def what_would_fit(learner: Learner, dataset: Dataset, rows: Sequence[int]) -> s
     return (
         f"out of memory on {learner.device} with batch_size {params.batch_size} at "
         f"{params.resolution} px: {advice}"
+    )
+
+
+def no_room_to_begin(params: TrainParams, device: torch.device) -> str:
+    """Put into words that memory ran out before the first step, where no batch is to blame."""
+    learns = "the UNet and the text encoder" if params.trains_text_encoder else "the UNet"
+    spared = [
+        *(["ema_decay 0"] if params.ema_decay else []),
+        *(["text_encoder_learning_rate 0"] if params.trains_text_encoder else []),
+    ]
+    less = f" With {' or '.join(spared)} it needs less." if spared else ""
+    return (
+        f"out of memory on {device} before the first step, while pictures of {params.resolution} "
+        f"px were encoded or {learns} moved there: no batch size helps. Is another process at work "
+        f"there?{less}"
     )
 
 

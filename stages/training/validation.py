@@ -66,9 +66,10 @@ def validation_errors(
     """
     batches = in_order(dataset, batch_size)
     jobs = [(rows, k) for rows in batches for k in range(timesteps_per_example)]
-    own = jobs[ranks.rank :: ranks.count]
+    share = -(-len(jobs) // ranks.count)
+    own = jobs[ranks.rank * share :][:share]  # in one piece: few examples are read by two
     # all measure equally often, for between two batches they agree whether to stop
-    idle = jobs[: -(-len(jobs) // ranks.count) - len(own)]
+    idle = (own or jobs)[:1] * (share - len(own))
 
     def drawn(job: tuple[list[int], int]) -> Drawn:
         count = timesteps_per_example
