@@ -40,6 +40,7 @@ from stages.harness.files import write_json
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
+from stages.lineage.in_file import doubt_warning
 from stages.merging.blocks import meanings, sum_warning
 from stages.merging.expression import parse_expression
 from stages.merging.files import (
@@ -102,6 +103,9 @@ def run(
     if progress.is_terminal:
         progress.close()
     seconds = max(time.monotonic() - start, 1e-3)
+    for key, parent in merged.parents.items():
+        if warning := doubt_warning(inputs[key], parent):
+            print(f"Warning: {warning}", file=sys.stderr)
     rate = (read + merged.size) / 1e6 / seconds
     print(f"Done: {merged.size / 1e9:.2f} GB in {seconds:.1f} s, {rate:,.0f} MB/s read and written")
     return merged

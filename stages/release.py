@@ -81,14 +81,17 @@ def run(
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
     metadata = read_header(weights).metadata
-    lineage = lineage_of(weights, metadata)
-    leaves, merges = leaf_shares(lineage), merge_shares(lineage)
     before = digest_file(weights)
+    lineage = lineage_of(weights, metadata, before.tensors_sha256)
+    leaves, merges = leaf_shares(lineage), merge_shares(lineage)
     if metadata.get(TENSORS_HASH) not in (None, f"0x{before.tensors_sha256}"):
         raise ValueError(
             f"{weights}: its tensors are not those that its metadata names ({TENSORS_HASH}). "
-            "Was it changed after it was made? Make it again"
+            "Was it changed after it was made, or did another program copy the metadata of one of "
+            "its inputs? Make it again"
         )
+    if lineage.doubt:
+        raise ValueError(f"{weights}: {lineage.doubt}. Make it again")
     names = hash_ingredients(ingredients)
     check_licences(weights, before.sha256, lineage, ingredients, names)
     if warning := prediction_warning(lineage):

@@ -21,21 +21,24 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages.diffusion.header import read_header
 from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
 from stages.lineage.ancestry import (
+    COPIED,
     RECIPE,
+    UNPROVEN,
     Ancestor,
     Lineage,
     made_from,
     read_lineage,
     read_parent,
 )
-from stages.lineage.digests import TENSORS_HASH
+from stages.lineage.digests import TENSORS_HASH, hash_tensors
+from stages.lineage.in_file import doubt_warning
 from stages.lineage.ingredient import Ingredient
 from stages.merge import main as merge_main
 from stages.merging.files import merge_files
@@ -367,6 +370,65 @@ def test_a_recipe_that_another_merger_copied_from_a_parent_is_not_believed(
         with pytest.raises(ValueError, match=rf"no licence is known.*{digest(stranger)}"):
             release(out)
         assert release(out, stranger=licensed).is_file()
+
+
+@pytest.fixture(params=["as it is", "without the hash"])
+def copy(winner: Path, request: pytest.FixtureRequest) -> Path:
+    """Be another program that merges the winner with a stranger under its metadata."""
+    metadata = dict(read_header(winner).metadata)
+    if request.param == "without the hash":
+        del metadata[TENSORS_HASH]
+    path = winner.parent / "copy.safetensors"
+    save_file({KEY: torch.full((2, 2), 5.0, dtype=torch.float16)}, path, metadata)
+    return path
+
+
+def test_a_recipe_copied_without_a_word_gives_itself_away_by_its_tensors(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy.parent
+    doubt = r"its recipe (is another file's|names no hash)"
+    with pytest.raises(ValueError, match=r"copy\.safetensors: its (tensors are not|recipe names)"):
+        release(copy)
+    with pytest.raises(SystemExit):
+        main(["verify", str(copy)])
+    merge_main(["inspect", str(copy)])
+    assert re.search(f"made of nobody knows what: {doubt}", capsys.readouterr().out)
+    out = folder / "again.safetensors"
+    merge_main(["--expression", "c", f"c={copy}", "--out", str(out)])
+    assert re.search(rf"Warning: \S*copy\.safetensors: {doubt}", capsys.readouterr().err)
+    with pytest.raises(ValueError, match=rf"'c' \({doubt}.*\), {digest(copy)}"):
+        release(out)
+    licensed = replace(ingredients(folder)["general"], path=str(copy))
+    assert release(out, other=licensed).is_file()
+    main(["verify", str(folder / "release/vodka-1.0.safetensors")])
+    assert re.search(doubt, capsys.readouterr().out)
+    hidden = replace(ingredients(folder)["realistic"], merging_allowed=False)
+    with pytest.raises(ValueError, match=r"may not be merged.*'realistic'"):
+        release(out, other=licensed, realistic=hidden)
+
+
+def test_training_goes_on_from_a_copied_recipe_as_from_a_model_of_others(copy: Path) -> None:
+    parent = read_parent(copy, read_header(copy).metadata)
+    lineage = read_lineage(made_from({"kind": "train", "run": "512"}, {"base": parent}))
+    assert lineage.inputs(digest(copy)) == {}
+    assert lineage.ancestors[digest(copy)].unreadable
+    assert doubt_warning(copy, parent)
+
+
+@pytest.mark.parametrize("why", [COPIED, UNPROVEN])
+def test_a_doubt_takes_less_room_in_a_header_than_the_shortest_recipe(why: str) -> None:
+    """A merge leaves room before it has hashed its inputs."""
+    recipe = json.dumps({"inputs": {"": "0" * 64}}, separators=(",", ":"))
+    assert len(f'"unreadable":"{why}"') <= len(f'"recipe":{recipe}')
+
+
+def test_trained_weights_name_the_hash_of_their_tensors(winner: Path) -> None:
+    for name in ("512", "hybrid"):
+        path = winner.parent / f"{name}.safetensors"
+        metadata = read_header(path).metadata
+        assert metadata[TENSORS_HASH] == f"0x{hash_tensors(path)}"
+    assert TENSORS_HASH not in read_header(winner.parent / "x.safetensors").metadata
 
 
 @pytest.mark.parametrize("step", ['{"type": "webui"}', "0.5 a + 0.5 b", "[]"])

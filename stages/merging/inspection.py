@@ -33,10 +33,20 @@ def described(path: Path) -> Iterator[str]:
         yield f"  {part:<13} {kinds}"
     for note in peculiarities(header.tensors):
         yield f"  {note}"
-    lineage = lineage_of(path, header.metadata)
+    yield from _told(lineage_of(path, header.metadata))
+    yield "metadata:" if header.metadata else "no metadata"
+    for key, value in header.metadata.items():
+        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
+        yield f"  {key}: {shown}"
+
+
+def _told(lineage: Lineage) -> Iterator[str]:
+    """List what a file was made of, as it tells."""
     if lineage.recipe:
         made = lineage.recipe.get("expression") or lineage.recipe.get("run")
         yield f"made by {lineage.recipe.get('kind')}: {made}"
+    if lineage.doubt:
+        yield f"made of nobody knows what: {lineage.doubt}"
     for name, sha256 in lineage.inputs().items():
         yield f"  {name} = {_named(lineage, sha256)}"
     others = set(lineage.ancestors) - set(lineage.inputs().values())
@@ -44,10 +54,6 @@ def described(path: Path) -> Iterator[str]:
         yield f"  and {len(others)} ancestors before these:"
         for sha256 in sorted(others, key=lineage.title):
             yield f"    {_named(lineage, sha256)}"
-    yield "metadata:" if header.metadata else "no metadata"
-    for key, value in header.metadata.items():
-        shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
-        yield f"  {key}: {shown}"
 
 
 def _named(lineage: Lineage, sha256: str) -> str:

@@ -45,10 +45,10 @@ def verify_release(path: Path) -> None:
             )
     if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
         raise ValueError(
-            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names, or it "
-            "is no release"
+            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names: "
+            "another program copied these from a release, or it was changed, or it is no release"
         )
-    lineage = lineage_of(path, metadata)
+    lineage = lineage_of(path, metadata, found["tensors_sha256"])
     if known:
         print(f"{path}: {len(known)} figures of {HASHES} agree")
     else:
