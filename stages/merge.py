@@ -154,7 +154,8 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
     if held := held_bytes(parse_expression(recipe.expression), shapes):
         print(f"Its methods hold up to {held / 1e6:,.1f} MB of tensors at a time.")
     if free < plan.size:
-        raise OSError(errno.ENOSPC, "No room for the new file", str(out))
+        words = f"No room for {plan.size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, words, str(out))
 
 
 def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:

@@ -110,7 +110,7 @@ def run(
         title,
         thumbnail(samples[0][0]) if samples else "",
     )
-    check_room(weights, out, copies=2 if config else 1)
+    check_room(weights, path, copies=2 if config else 1)
     write_release(weights, path, new)
     digests = digest_file(path)
     write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
@@ -149,9 +149,9 @@ def check_room(weights: Path, out: Path, copies: int) -> None:
     """Know before the work whether the disk has room for all copies of the weights.
 
     Raises:
-        OSError: naming the folder, if it has not.
+        OSError: naming the new file, if it has not.
     """
-    needed, free = copies * weights.stat().st_size, free_bytes(out / weights.name)
+    needed, free = copies * weights.stat().st_size, free_bytes(out)
     if free < needed:
         raise OSError(
             errno.ENOSPC,

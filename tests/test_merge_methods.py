@@ -383,8 +383,13 @@ def test_a_dry_run_knows_that_the_disk_is_full(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     inputs = files(tmp_path, {"a": A})
     out = str(tmp_path / "out.safetensors")
+    dry_run = ["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"]
     with pytest.raises(SystemExit, match="No room"):
-        main(["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"])
+        main(dry_run)
+    left = tmp_path / "out.safetensors.partial"  # by a killed merge, and taken away by the next
+    left.write_bytes(bytes(100_000))
+    main(dry_run)
+    assert left.stat().st_size == 100_000
 
 
 def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
