@@ -184,9 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     options = _parser().parse_args(_with_minus(arguments))
     with clear_errors():
-        given = dict(_input(text) for text in options.inputs)
-        if len(given) < len(options.inputs):
-            raise ValueError("a name is given twice; name each input once, as in a=FILE b=FILE")
+        given = _inputs(options.inputs)
         if options.recipe:
             recipe = load_params(options.recipe, Recipe, options.params)
         else:
@@ -227,6 +225,23 @@ def _with_minus(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _inputs(texts: Sequence[str]) -> dict[str, str]:
+    """Take NAME=FILE apart.
+
+    Raises:
+        ValueError: naming the one that is none, or the name that is given twice.
+    """
+    given: dict[str, str] = {}
+    for name, path in map(_input, texts):
+        if name in given:
+            raise ValueError(
+                f"the name {name!r} is given twice, for {given[name]} and for {path}; name each "
+                "input once, as in a=FILE b=FILE"
+            )
+        given[name] = path
+    return given
 
 
 def _input(text: str) -> tuple[str, str]:

@@ -455,3 +455,5 @@ def test_inspect_shows_parts_dtypes_and_parents(
     assert sha256(inputs["a"].read_bytes()).hexdigest() in told
     with pytest.raises(SystemExit, match="no such file"):
         main(["inspect", str(tmp_path / "nowhere.safetensors")])
+    with pytest.raises(SystemExit, match="is a folder"):
+        main(["inspect", str(tmp_path)])

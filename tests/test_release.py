@@ -408,6 +408,12 @@ def test_a_recipe_copied_without_a_word_gives_itself_away_by_its_tensors(
         release(out, other=licensed, realistic=hidden)
 
 
+def test_verify_says_so_of_a_file_that_names_no_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "other.safetensors", 1)
+    with pytest.raises(SystemExit, match=r"other\.safetensors: its metadata name no hash"):
+        main(["verify", str(path)])
+
+
 def test_training_goes_on_from_a_copied_recipe_as_from_a_model_of_others(copy: Path) -> None:
     parent = read_parent(copy, read_header(copy).metadata)
     lineage = read_lineage(made_from({"kind": "train", "run": "512"}, {"base": parent}))
@@ -764,6 +770,8 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
         main(["verify", str(alone)])
     with pytest.raises(SystemExit, match=r"nothing\.safetensors: no such file"):
         main(["verify", str(tmp_path / "nothing.safetensors")])
+    with pytest.raises(SystemExit, match="is a folder"):
+        main(["verify", str(tmp_path)])
 
 
 def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(

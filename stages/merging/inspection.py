@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from stages.diffusion.header import read_header
+from stages.harness.counted import counted
 from stages.lineage.ancestry import Lineage
 from stages.lineage.in_file import lineage_of
 from stages.merging.blocks import part_of
@@ -18,9 +19,11 @@ def described(path: Path) -> Iterator[str]:
     """List lines that tell a file's parts, dtypes, metadata and parents.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if there is no such file.
         ValueError: naming it, if it is no whole safetensors file.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name one safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     header = read_header(path)
@@ -51,7 +54,8 @@ def _told(lineage: Lineage) -> Iterator[str]:
         yield f"  {name} = {_named(lineage, sha256)}"
     others = set(lineage.ancestors) - set(lineage.inputs().values())
     if others:
-        yield f"  and {len(others)} ancestors before these:"
+        where = "before these" if lineage.inputs() else "that it names"
+        yield f"  and {counted(len(others), 'ancestor')} {where}:"
         for sha256 in sorted(others, key=lineage.title):
             yield f"    {_named(lineage, sha256)}"
 
