@@ -159,11 +159,15 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
 
 
 def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse to write the report over the new file or one that is read, before the work.
+    """Refuse a report where none can be, or over the new file or one that is read, before the work.
 
     Raises:
         ValueError: naming the file.
     """
+    if report.exists() and not report.is_file():
+        raise ValueError(f"{report}: --report wants a file, and this is none. Name another")
+    if not (folder := next(p for p in report.absolute().parents if p.exists())).is_dir():
+        raise ValueError(f"{report}: {folder} is no folder, so --report cannot lie in it")
     others = {"the new file": out, **{f"the input {name!r}": p for name, p in inputs.items()}}
     for what, path in others.items():
         is_there = report.exists() and path.exists()

@@ -894,6 +894,21 @@ def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
     assert (tmp_path / f"{what}.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [("folder", "folder: --report wants a file"), ("a.safetensors/x.json", "a.* is no folder")],
+)
+def test_a_report_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, report: str, words: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "out.safetensors"
+    given = [f"a={abc(tmp_path)['a']}", "--out", str(out), "--report", str(tmp_path / report)]
+    with pytest.raises(SystemExit, match=words):
+        main(["--expression", "a", *given])
+    assert not out.exists()
+
+
 def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -> None:
     inputs = abc(tmp_path)
     os.mkfifo(tmp_path / "pipe.safetensors")
