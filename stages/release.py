@@ -37,8 +37,8 @@ from stages.releases.evidence import (
     Evidence,
     data_counts,
     publish_samples,
+    read_choice,
     read_reference,
-    read_report,
     thumbnail,
     winner_samples,
 )
@@ -102,6 +102,8 @@ def run(
 
     path = out / f"{params.name}.safetensors"
     samples = winner_samples(evidence) if evidence else []
+    counts = data_counts(evidence) if evidence else None
+    reference = read_reference(evidence, names) if evidence else None
     new = release_metadata(
         params,
         lineage,
@@ -119,9 +121,7 @@ def run(
     choice = None
     if evidence:
         shown = publish_samples(samples, out / "pictures")
-        choice = Choice(read_report(evidence.choice)["reason"], shown)
-    counts = data_counts(evidence) if evidence else None
-    reference = read_reference(evidence, names) if evidence else None
+        choice = Choice(read_choice(evidence.choice)["reason"], shown)
     with replacing(path.with_suffix(".md")) as scratch:
         card = model_card(params, lineage, digests, ingredients, names, choice, counts, reference)
         scratch.write_text(card, encoding="utf-8")

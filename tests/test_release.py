@@ -859,6 +859,32 @@ def test_a_winner_that_drew_nothing_is_named(whole: tuple[Path, Evidence], tiny_
         release_whole(whole, tiny_sd)
 
 
+@pytest.mark.parametrize(
+    "which",
+    ["reference", "choice", "cells/cells.json", "reports/filter.json", "split/train.parquet"],
+)
+@pytest.mark.parametrize("content", [None, "[]", "", "cut"])
+def test_evidence_that_is_missing_or_damaged_is_named_before_anything_is_written(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD, which: str, content: str | None
+) -> None:
+    field, _, name = which.partition("/")
+    path = getattr(whole[1], field) / name if name else getattr(whole[1], field)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ValueError, OSError), match=re.escape(str(path))):
+        release_whole(whole, tiny_sd)
+    assert not (whole[0].parent / "release").exists()
+
+
+def test_a_choice_that_names_none_is_told_by_its_file(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    write_json(whole[1].choice, {"choice": "row1"})
+    with pytest.raises(ValueError, match=r"choice.*: not the report .* without 'reason'"):
+        release_whole(whole, tiny_sd)
+
+
 def test_it_runs_from_the_command_line(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:
     winner, evidence = whole
     folder = winner.parent
