@@ -40,6 +40,7 @@ from stages.harness.files import write_json
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
+from stages.lineage.in_file import doubt_warning
 from stages.merging.blocks import meanings, sum_warning
 from stages.merging.expression import parse_expression
 from stages.merging.files import (
@@ -102,6 +103,9 @@ def run(
     if progress.is_terminal:
         progress.close()
     seconds = max(time.monotonic() - start, 1e-3)
+    for key, parent in merged.parents.items():
+        if warning := doubt_warning(inputs[key], parent):
+            print(f"Warning: {warning}", file=sys.stderr)
     rate = (read + merged.size) / 1e6 / seconds
     print(f"Done: {merged.size / 1e9:.2f} GB in {seconds:.1f} s, {rate:,.0f} MB/s read and written")
     return merged
@@ -150,15 +154,20 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
     if held := held_bytes(parse_expression(recipe.expression), shapes):
         print(f"Its methods hold up to {held / 1e6:,.1f} MB of tensors at a time.")
     if free < plan.size:
-        raise OSError(errno.ENOSPC, "No room for the new file", str(out))
+        words = f"No room for {plan.size / 1e9:.2f} GB, {free / 1e9:.2f} GB are free"
+        raise OSError(errno.ENOSPC, words, str(out))
 
 
 def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse to write the report over the new file or one that is read, before the work.
+    """Refuse a report where none can be, or over the new file or one that is read, before the work.
 
     Raises:
         ValueError: naming the file.
     """
+    if report.exists() and not report.is_file():
+        raise ValueError(f"{report}: --report wants a file, and this is none. Name another")
+    if not (folder := next(p for p in report.absolute().parents if p.exists())).is_dir():
+        raise ValueError(f"{report}: {folder} is no folder, so --report cannot lie in it")
     others = {"the new file": out, **{f"the input {name!r}": p for name, p in inputs.items()}}
     for what, path in others.items():
         is_there = report.exists() and path.exists()
@@ -179,9 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     options = _parser().parse_args(_with_minus(arguments))
     with clear_errors():
-        given = dict(_input(text) for text in options.inputs)
-        if len(given) < len(options.inputs):
-            raise ValueError("a name is given twice; name each input once, as in a=FILE b=FILE")
+        given = _inputs(options.inputs)
         if options.recipe:
             recipe = load_params(options.recipe, Recipe, options.params)
         else:
@@ -222,6 +229,23 @@ def _with_minus(arguments: Sequence[str]) -> list[str]:
         else:
             joined.append(argument)
     return joined
+
+
+def _inputs(texts: Sequence[str]) -> dict[str, str]:
+    """Take NAME=FILE apart.
+
+    Raises:
+        ValueError: naming the one that is none, or the name that is given twice.
+    """
+    given: dict[str, str] = {}
+    for name, path in map(_input, texts):
+        if name in given:
+            raise ValueError(
+                f"the name {name!r} is given twice, for {given[name]} and for {path}; name each "
+                "input once, as in a=FILE b=FILE"
+            )
+        given[name] = path
+    return given
 
 
 def _input(text: str) -> tuple[str, str]:

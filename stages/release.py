@@ -37,8 +37,8 @@ from stages.releases.evidence import (
     Evidence,
     data_counts,
     publish_samples,
+    read_choice,
     read_reference,
-    read_report,
     thumbnail,
     winner_samples,
 )
@@ -81,14 +81,17 @@ def run(
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
     metadata = read_header(weights).metadata
-    lineage = lineage_of(weights, metadata)
-    leaves, merges = leaf_shares(lineage), merge_shares(lineage)
     before = digest_file(weights)
+    lineage = lineage_of(weights, metadata, before.tensors_sha256)
+    leaves, merges = leaf_shares(lineage), merge_shares(lineage)
     if metadata.get(TENSORS_HASH) not in (None, f"0x{before.tensors_sha256}"):
         raise ValueError(
             f"{weights}: its tensors are not those that its metadata names ({TENSORS_HASH}). "
-            "Was it changed after it was made? Make it again"
+            "Was it changed after it was made, or did another program copy the metadata of one of "
+            "its inputs? Make it again"
         )
+    if lineage.doubt:
+        raise ValueError(f"{weights}: {lineage.doubt}. Make it again")
     names = hash_ingredients(ingredients)
     check_licences(weights, before.sha256, lineage, ingredients, names)
     if warning := prediction_warning(lineage):
@@ -99,6 +102,8 @@ def run(
 
     path = out / f"{params.name}.safetensors"
     samples = winner_samples(evidence) if evidence else []
+    counts = data_counts(evidence) if evidence else None
+    reference = read_reference(evidence, names) if evidence else None
     new = release_metadata(
         params,
         lineage,
@@ -107,7 +112,7 @@ def run(
         title,
         thumbnail(samples[0][0]) if samples else "",
     )
-    check_room(weights, out, copies=2 if config else 1)
+    check_room(weights, path, copies=2 if config else 1)
     write_release(weights, path, new)
     digests = digest_file(path)
     write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
@@ -116,9 +121,7 @@ def run(
     choice = None
     if evidence:
         shown = publish_samples(samples, out / "pictures")
-        choice = Choice(read_report(evidence.choice)["reason"], shown)
-    counts = data_counts(evidence) if evidence else None
-    reference = read_reference(evidence, names) if evidence else None
+        choice = Choice(read_choice(evidence.choice)["reason"], shown)
     with replacing(path.with_suffix(".md")) as scratch:
         card = model_card(params, lineage, digests, ingredients, names, choice, counts, reference)
         scratch.write_text(card, encoding="utf-8")
@@ -146,9 +149,9 @@ def check_room(weights: Path, out: Path, copies: int) -> None:
     """Know before the work whether the disk has room for all copies of the weights.
 
     Raises:
-        OSError: naming the folder, if it has not.
+        OSError: naming the new file, if it has not.
     """
-    needed, free = copies * weights.stat().st_size, free_bytes(out / weights.name)
+    needed, free = copies * weights.stat().st_size, free_bytes(out)
     if free < needed:
         raise OSError(
             errno.ENOSPC,

@@ -41,6 +41,7 @@ from stages.harness.scratch import replacing_folder, work_dir
 from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
 from stages.lineage.ancestry import made_from, read_parent
+from stages.lineage.in_file import doubt_warning
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
     from stages.training.params import TrainParams
@@ -106,6 +107,8 @@ def run(
     scratch = work / "train" / name / fingerprint[:16]
     tell = say if ranks.is_first else _say_nothing
     tell(f"train {name}: {base}, {manifests[0]} ({len(entries):,} pictures); scratch in {scratch}")
+    if warning := doubt_warning(base, parent):
+        tell(f"Warning: {warning}")
     trained = train(
         Base(base, config),
         Pictures(entries, as_example),

@@ -796,6 +796,11 @@ def test_nan_is_merged_where_it_is_allowed(tmp_path: Path) -> None:
         (lambda path: path.write_bytes(pickle.dumps({"a": 1})), "a pickle"),
         (lambda path: torch.save({"a": A}, path), "a pickle"),
         (lambda path: path.unlink(), "no such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "is a folder. Name one safetensors file"),
+        (
+            lambda path: path.write_bytes(path.read_bytes().replace(b"[2,2]", b"[2,3]")),
+            r"is said to have 8 bytes, but \[2, 3\] of F16 take 12 \(a file of",
+        ),
         (lambda path: path.write_bytes(path.read_bytes()[:-1]), "cut short"),
         (lambda path: save_file({KEY: A.double()}, path), "stored as F64"),
         (lambda path: save_file({KEY: A / 0}, path), "out.2.weight' holds NaN or infinity"),
@@ -887,6 +892,21 @@ def test_a_report_replaces_no_weights(tmp_path: Path, what: str) -> None:
     with pytest.raises(SystemExit, match="--report would replace the"):
         main(["--expression", "a", f"a={inputs['a']}", out, report])
     assert (tmp_path / f"{what}.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [("folder", "folder: --report wants a file"), ("a.safetensors/x.json", "a.* is no folder")],
+)
+def test_a_report_that_cannot_be_written_is_known_before_the_work(
+    tmp_path: Path, report: str, words: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    out = tmp_path / "out.safetensors"
+    given = [f"a={abc(tmp_path)['a']}", "--out", str(out), "--report", str(tmp_path / report)]
+    with pytest.raises(SystemExit, match=words):
+        main(["--expression", "a", *given])
+    assert not out.exists()
 
 
 def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -> None:
@@ -1106,7 +1126,7 @@ def test_files_on_the_command_line_replace_all_of_a_recipe_s(
         (["--expression", "0.5*a + 0.5*b"], "does not name 'c'"),
         (["--expression", "a +"], "position 4"),
         (["--expression", "a", "b"], "expected NAME=FILE"),
-        (["--expression", "a", "a=other"], "a name is given twice"),
+        (["--expression", "a", "a=other"], "'a' is given twice, for other and for"),
         (["--recipe", "merge.mixes.hybird"], "did you mean 'hybrid'?"),
     ],
 )

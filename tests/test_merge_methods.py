@@ -23,6 +23,7 @@ from stages.merging.blocks import at_key, block_of, part_of
 from stages.merging.expression import parse_expression
 from stages.merging.files import merge_files
 from stages.merging.methods import (
+    _least_of_largest,
     dare,
     model_stock,
     similarity,
@@ -96,6 +97,26 @@ def test_ties_trims_elects_and_averages() -> None:
     # the largest half: [4, 0, 3, 0] and [0, 3, -5, 0]; signs +, +, -
     assert ties(base.clone(), [m.clone() for m in models], 0.5, 1.0).tolist() == [4, 3, -5, 0]
     assert ties(base + 1, [m + 1 for m in models], 0.5, 0.5).tolist() == [3, 2.5, -1.5, 1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.randn(300_001, generator=torch.Generator().manual_seed(1)),
+        torch.randn(5_000, generator=torch.Generator().manual_seed(2)).half().float(),
+        torch.tensor([0.0, -0.0, 1e-45, -1e-45, 3e38, -3e38, 2.0, -2.0, 2.0, 2.0000002]),
+        torch.tensor([1.0, float("inf"), float("nan"), -float("inf"), 2.0, float("nan")]),
+        torch.zeros(7),
+    ],
+    ids=["normal", "half", "extreme", "not finite", "zero"],
+)
+def test_the_least_of_the_largest_is_that_of_a_sorted_copy(values: Tensor) -> None:
+    found, size = values.clone(), len(values)
+    ordered = np.sort(values.abs().numpy())
+    for count in (1, 2, 3, size // 5 or 1, size // 2, size - 1, size):
+        least = _least_of_largest(found, count)
+        assert np.array_equal(least, ordered[size - count], equal_nan=True)
+    assert torch.equal(found.view(torch.int32), values.view(torch.int32))
 
 
 def test_ties_that_keeps_all_averages_those_that_agree() -> None:
@@ -383,8 +404,13 @@ def test_a_dry_run_knows_that_the_disk_is_full(
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 100}))
     inputs = files(tmp_path, {"a": A})
     out = str(tmp_path / "out.safetensors")
+    dry_run = ["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"]
     with pytest.raises(SystemExit, match="No room"):
-        main(["--expression", "a", f"a={inputs['a']}", "--out", out, "--dry-run"])
+        main(dry_run)
+    left = tmp_path / "out.safetensors.partial"  # by a killed merge, and taken away by the next
+    left.write_bytes(bytes(100_000))
+    main(dry_run)
+    assert left.stat().st_size == 100_000
 
 
 def test_inspect_shows_a_file_as_it_is_also_one_that_cannot_be_merged(
@@ -429,3 +455,5 @@ def test_inspect_shows_parts_dtypes_and_parents(
     assert sha256(inputs["a"].read_bytes()).hexdigest() in told
     with pytest.raises(SystemExit, match="no such file"):
         main(["inspect", str(tmp_path / "nowhere.safetensors")])
+    with pytest.raises(SystemExit, match="is a folder"):
+        main(["inspect", str(tmp_path)])

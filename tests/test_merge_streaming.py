@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from stages.diffusion import writing
 from stages.diffusion.header import header_bytes, read_header
 from stages.lineage.ancestry import RECIPE
+from stages.lineage.digests import TENSORS_HASH
 from stages.merge import main
 from stages.merging import hash_process, hashing
 from stages.merging.expression import parse_expression
@@ -177,8 +178,8 @@ def test_a_method_takes_the_memory_that_is_told_beforehand(tmp_path: Path, expre
         ("0.6*a + 0.4*b", 0),
         ("slerp(a, b, 0.5)", 2),
         ("0*slerp(a, b, 0.5) + a", 0),
-        ("ties(c, [a, b], 0.2)", 3 + 1),
-        ("a + 0.5*ties(c, [a, b], 0.2)", 1 + 3 + 1),
+        ("ties(c, [a, b], 0.2)", 3),
+        ("a + 0.5*ties(c, [a, b], 0.2)", 1 + 3),
         ("slerp(a, similarity(b, c), 0.5)", 1 + 2 + 4),
         ("parts(a, vae=slerp(a, b, 0.5))", 0),
     ],
@@ -202,9 +203,9 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(
     read: list[Path] = []
     through = hashing._read_through
 
-    def counted(path: Path, is_over: Any) -> str:
+    def counted(path: Path, is_over: Any, starts: Any) -> list[str]:
         read.append(path)
-        return through(path, is_over)
+        return through(path, is_over, starts)
 
     monkeypatch.setattr(hashing, "_read_through", counted)
     source = open_source(noise(tmp_path, 1, (50, 10))["a"])
@@ -225,6 +226,35 @@ def test_a_large_file_is_hashed_once_and_again_when_it_changes(
     assert len(read) == 2
     next(iter((tmp_path / ".work/hashes").iterdir())).write_text("no JSON")
     assert hashed() == sha256(content).hexdigest()
+
+
+def test_the_tensors_of_a_file_with_a_recipe_are_hashed_too_and_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path))
+    monkeypatch.setattr(hashing, "SETTLED_S", -1.0)
+    inputs = noise(tmp_path, 2, (50, 10))
+    told = tmp_path / "told.safetensors"
+    merge_files(inputs, "0.5*a + 0.5*b", told, "float16")
+    sources = {"told": open_source(told), "a": open_source(inputs["a"])}
+    tensors = read_header(told).metadata[TENSORS_HASH].removeprefix("0x")
+
+    def hashed() -> dict[str, Any]:
+        with hashing.hashing(sources) as parents:
+            return parents()
+
+    found = hashed()
+    assert found["told"].tensors_sha256 == tensors
+    assert found["a"].tensors_sha256 is None
+    monkeypatch.setattr(hashing, "REMEMBERED_BYTES", 100)
+    assert hashed() == found
+    for note in (tmp_path / ".work/hashes").iterdir():  # as it was before tensors were noted
+        content = json.loads(note.read_text())
+        del content["tensors_sha256"]
+        note.write_text(json.dumps(content))
+    assert hashed() == found
+    monkeypatch.delattr(hashing, "_read_through")
+    assert hashed() == found
 
 
 def test_a_file_that_was_just_written_is_not_remembered(
@@ -251,7 +281,9 @@ def test_an_input_that_changes_meanwhile_is_noticed(tmp_path: Path) -> None:
 def test_a_process_hashes_files_longer_than_its_window(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a"
     path.write_bytes(os.urandom(size))
-    assert hashing._read_through(path, threading.Event()) == sha256(path.read_bytes()).hexdigest()
+    starts = [0, min(size, 9), size]
+    hashes = [sha256(path.read_bytes()[start:]).hexdigest() for start in starts]
+    assert hashing._read_through(path, threading.Event(), starts) == hashes
 
 
 @pytest.mark.parametrize(
@@ -269,7 +301,7 @@ def test_a_hash_that_failed_names_its_file(
         (tmp_path / "script.py").write_text(script)
         monkeypatch.setattr(hash_process, "__file__", str(tmp_path / "script.py"))
     with pytest.raises(ValueError, match=rf"gone: changed or became unreadable.*{words}"):
-        hashing._read_through(tmp_path / "gone", threading.Event())
+        hashing._read_through(tmp_path / "gone", threading.Event(), [0])
 
 
 def test_a_merge_that_fails_waits_for_no_hash(

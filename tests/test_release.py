@@ -21,21 +21,24 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stages.diffusion.header import read_header
 from stages.diffusion.model import load_models, save_single_file, write_single_file
 from stages.drawing.manifest import Entry
 from stages.harness.files import write_json
 from stages.lineage.ancestry import (
+    COPIED,
     RECIPE,
+    UNPROVEN,
     Ancestor,
     Lineage,
     made_from,
     read_lineage,
     read_parent,
 )
-from stages.lineage.digests import TENSORS_HASH
+from stages.lineage.digests import TENSORS_HASH, hash_tensors
+from stages.lineage.in_file import doubt_warning
 from stages.lineage.ingredient import Ingredient
 from stages.merge import main as merge_main
 from stages.merging.files import merge_files
@@ -367,6 +370,71 @@ def test_a_recipe_that_another_merger_copied_from_a_parent_is_not_believed(
         with pytest.raises(ValueError, match=rf"no licence is known.*{digest(stranger)}"):
             release(out)
         assert release(out, stranger=licensed).is_file()
+
+
+@pytest.fixture(params=["as it is", "without the hash"])
+def copy(winner: Path, request: pytest.FixtureRequest) -> Path:
+    """Be another program that merges the winner with a stranger under its metadata."""
+    metadata = dict(read_header(winner).metadata)
+    if request.param == "without the hash":
+        del metadata[TENSORS_HASH]
+    path = winner.parent / "copy.safetensors"
+    save_file({KEY: torch.full((2, 2), 5.0, dtype=torch.float16)}, path, metadata)
+    return path
+
+
+def test_a_recipe_copied_without_a_word_gives_itself_away_by_its_tensors(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = copy.parent
+    doubt = r"its recipe (is another file's|names no hash)"
+    with pytest.raises(ValueError, match=r"copy\.safetensors: its (tensors are not|recipe names)"):
+        release(copy)
+    with pytest.raises(SystemExit):
+        main(["verify", str(copy)])
+    merge_main(["inspect", str(copy)])
+    assert re.search(f"made of nobody knows what: {doubt}", capsys.readouterr().out)
+    out = folder / "again.safetensors"
+    merge_main(["--expression", "c", f"c={copy}", "--out", str(out)])
+    assert re.search(rf"Warning: \S*copy\.safetensors: {doubt}", capsys.readouterr().err)
+    with pytest.raises(ValueError, match=rf"'c' \({doubt}.*\), {digest(copy)}"):
+        release(out)
+    licensed = replace(ingredients(folder)["general"], path=str(copy))
+    assert release(out, other=licensed).is_file()
+    main(["verify", str(folder / "release/vodka-1.0.safetensors")])
+    assert re.search(doubt, capsys.readouterr().out)
+    hidden = replace(ingredients(folder)["realistic"], merging_allowed=False)
+    with pytest.raises(ValueError, match=r"may not be merged.*'realistic'"):
+        release(out, other=licensed, realistic=hidden)
+
+
+def test_verify_says_so_of_a_file_that_names_no_hash(tmp_path: Path) -> None:
+    path = write(tmp_path / "other.safetensors", 1)
+    with pytest.raises(SystemExit, match=r"other\.safetensors: its metadata name no hash"):
+        main(["verify", str(path)])
+
+
+def test_training_goes_on_from_a_copied_recipe_as_from_a_model_of_others(copy: Path) -> None:
+    parent = read_parent(copy, read_header(copy).metadata)
+    lineage = read_lineage(made_from({"kind": "train", "run": "512"}, {"base": parent}))
+    assert lineage.inputs(digest(copy)) == {}
+    assert lineage.ancestors[digest(copy)].unreadable
+    assert doubt_warning(copy, parent)
+
+
+@pytest.mark.parametrize("why", [COPIED, UNPROVEN])
+def test_a_doubt_takes_less_room_in_a_header_than_the_shortest_recipe(why: str) -> None:
+    """A merge leaves room before it has hashed its inputs."""
+    recipe = json.dumps({"inputs": {"": "0" * 64}}, separators=(",", ":"))
+    assert len(f'"unreadable":"{why}"') <= len(f'"recipe":{recipe}')
+
+
+def test_trained_weights_name_the_hash_of_their_tensors(winner: Path) -> None:
+    for name in ("512", "hybrid"):
+        path = winner.parent / f"{name}.safetensors"
+        metadata = read_header(path).metadata
+        assert metadata[TENSORS_HASH] == f"0x{hash_tensors(path)}"
+    assert TENSORS_HASH not in read_header(winner.parent / "x.safetensors").metadata
 
 
 @pytest.mark.parametrize("step", ['{"type": "webui"}', "0.5 a + 0.5 b", "[]"])
@@ -702,6 +770,8 @@ def test_a_copy_with_another_name_or_alone_is_verified_too(
         main(["verify", str(alone)])
     with pytest.raises(SystemExit, match=r"nothing\.safetensors: no such file"):
         main(["verify", str(tmp_path / "nothing.safetensors")])
+    with pytest.raises(SystemExit, match="is a folder"):
+        main(["verify", str(tmp_path)])
 
 
 def test_verify_names_hashes_that_are_no_json_and_tells_users_how_to_call_it(
@@ -786,6 +856,32 @@ def test_a_placeholder_is_not_published(tmp_path: Path) -> None:
 def test_a_winner_that_drew_nothing_is_named(whole: tuple[Path, Evidence], tiny_sd: TinySD) -> None:
     write_json(whole[1].choice, {"choice": "row9", "reason": "?"})
     with pytest.raises(ValueError, match=r"no picture by 'row9'.*holds row1"):
+        release_whole(whole, tiny_sd)
+
+
+@pytest.mark.parametrize(
+    "which",
+    ["reference", "choice", "cells/cells.json", "reports/filter.json", "split/train.parquet"],
+)
+@pytest.mark.parametrize("content", [None, "[]", "", "cut"])
+def test_evidence_that_is_missing_or_damaged_is_named_before_anything_is_written(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD, which: str, content: str | None
+) -> None:
+    field, _, name = which.partition("/")
+    path = getattr(whole[1], field) / name if name else getattr(whole[1], field)
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises((ValueError, OSError), match=re.escape(str(path))):
+        release_whole(whole, tiny_sd)
+    assert not (whole[0].parent / "release").exists()
+
+
+def test_a_choice_that_names_none_is_told_by_its_file(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    write_json(whole[1].choice, {"choice": "row1"})
+    with pytest.raises(ValueError, match=r"choice.*: not the report .* without 'reason'"):
         release_whole(whole, tiny_sd)
 
 

@@ -411,7 +411,7 @@ def header_file(path: Path, header: str, content: bytes = b"") -> Path:
         ),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[4,0]}}', "'a' is said to lie"),
         ('{"a":{"dtype":"F16","shape":[200],"data_offsets":[0,400]}}', "promises"),
-        ('{"a":{"dtype":"F16","shape":[3],"data_offsets":[0,4]}}', "not what [3] of F16 take"),
+        ('{"a":{"dtype":"F16","shape":[3],"data_offsets":[0,4]}}', "but [3] of F16 take 6"),
         ('{"a":{"dtype":"F17","shape":[2],"data_offsets":[0,4]}}', "the format does not know"),
         ('{"a":{"dtype":"F16","shape":[2]}}', "data_offsets"),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0]}}', "damaged"),

@@ -72,7 +72,8 @@ def read_header(path: Path) -> Header:
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         what = "is cut short" if size < 8 + length else f"is damaged: {error}"
         raise ValueError(
-            f"{path}: the safetensors header {what} ({size:,} bytes). Fetch or make it again."
+            f"{path}: the safetensors header {what} (a file of {size:,} bytes). Fetch or make it "
+            "again."
         ) from error
     end = max((entry.stop for entry in header.tensors.values()), default=8 + length)
     if size != end:
@@ -152,9 +153,10 @@ def _parse_header(text: bytes) -> Header:
         if (bits := BITS.get(entry.dtype)) is None:
             raise ValueError(f"{key!r} is of dtype {entry.dtype!r}, which the format does not know")
         if math.prod(entry.shape) * bits != (entry.stop - entry.start) * 8:
+            wanted = tensor_bytes(entry.dtype, entry.shape)
             raise ValueError(
-                f"{key!r} has {entry.stop - entry.start:,} bytes, which is not what "
-                f"{list(entry.shape)} of {entry.dtype} take"
+                f"{key!r} is said to have {entry.stop - entry.start:,} bytes, but "
+                f"{list(entry.shape)} of {entry.dtype} take {wanted:,}"
             )
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("metadata holds something else than strings")

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ from stages.diffusion.single_file import (
 )
 from stages.diffusion.zero_terminal_snr import rescaled, save_rescaled
 from stages.harness.files import replacing
-from stages.lineage.ancestry import read_lineage
+from stages.lineage.ancestry import RECIPE, read_lineage
+from stages.lineage.digests import TENSORS_HASH
 from stages.lineage.noise_schedule import V_PRED, ZTSNR, zero_terminal_snr
 
 if TYPE_CHECKING:
@@ -203,6 +205,8 @@ def write_single_file(
 ) -> None:
     """Write tensors so that the file is whole or absent, and the same inputs give the same bytes.
 
+    A file that tells what it was made of also names the hash of its tensors: it is no copy of that.
+
     Args:
         path: an older file there stays whole until the new one is.
         tensors: floating-point ones are written as `dtype`, others as they are.
@@ -217,12 +221,22 @@ def write_single_file(
     # Wide elements first, as the library does: every tensor starts at a multiple of its width.
     order = sorted(tensors, key=lambda key: (-stored[key].itemsize, key))
     shapes = {key: (DTYPE_NAMES[stored[key]], tuple(tensors[key].shape)) for key in order}
-    start = header_bytes(shapes, metadata)
+    hashed = sha256() if RECIPE in metadata else None
+
+    def start() -> bytes:
+        own = {TENSORS_HASH: f"0x{hashed.hexdigest()}"} if hashed else {}
+        return header_bytes(shapes, {**metadata, **own})
+
     try:
         with replacing(path) as scratch, scratch.open("wb") as file:
-            file.write(start)
+            file.write(start())
             for key in order:
-                file.write(_tensor_bytes(tensors[key], stored[key], f"{path}: {key!r}"))
+                content = _tensor_bytes(tensors[key], stored[key], f"{path}: {key!r}")
+                file.write(content)
+                if hashed:
+                    hashed.update(content)
+            file.seek(0)
+            file.write(start())  # as long as before
     except OSError as error:
         raise OSError(
             error.errno,

@@ -11,10 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from stages.harness.files import replacing
+from stages.harness.files import replacing, scratch_of
 
 BLOCK_BYTES = 1 << 22
 BLOCKS = 4  # filled or on their way to the disk
+BLOCK_UNIT = 512  # bytes, of `st_blocks` on every system
 PAGE_BYTES = 4096  # direct writes begin and end at its multiples
 NO_ROOM = "an older file of this name is as it was"
 
@@ -171,10 +172,14 @@ def writing(path: Path, header_length: int, size: int) -> Iterator[Output]:
 
 
 def free_bytes(path: Path) -> int:
-    """Tell how much room there is where a file is to be; its folder need not be there yet."""
-    return shutil.disk_usage(
-        next(folder for folder in path.absolute().parents if folder.is_dir())
-    ).free
+    """Tell how much room there is where a file is to be; its folder need not be there yet.
+
+    What a killed writer of the file left counts as room: the next one begins by taking it away.
+    """
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    scratch = scratch_of(path)
+    left = scratch.stat().st_blocks * BLOCK_UNIT if scratch.is_file() else 0
+    return shutil.disk_usage(folder).free + left
 
 
 def _opened(path: Path) -> tuple[int, bool]:

@@ -8,7 +8,8 @@ own recipe and names. Neither holds a path, a clock or a machine.
 
 Other programs write `sd_merge_recipe` and `sd_merge_models`, in whatever form. What they name is
 carried on, and what nobody can read becomes an ancestor of its own, so that nothing is hidden.
-Their mergers copy a parent's metadata, our two keys included: then these tell of the parent.
+Their mergers copy a parent's metadata, our two keys included: then these tell of the parent. So a
+file with a recipe of ours also names the hash of its own tensors, which a copy does not have.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.harness.files import sha256_file
+from stages.lineage.digests import TENSORS_HASH, digest_file, legacy_hash
 from stages.lineage.noise_schedule import noise_schedule
 
 RECIPE = "cosmopolitan.recipe"
@@ -33,6 +35,10 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_GENERATIONS = 200
 MAX_NESTING = 100  # of JSON
 SHOWN_CHARS = 200  # of another program's recipe
+# Why a recipe is not believed. Shorter than the shortest recipe with an input, for a merge leaves
+# room for its header before it knows.
+COPIED = "its recipe is another file's, of other tensors: a program copied it"
+UNPROVEN = "its recipe names no hash of its tensors, so it may be a copy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class Parent:
     sha256: str
     legacy_hash: str  # A1111's first kind, 8 hex digits
     metadata: Mapping[str, str]  # as in its header
+    tensors_sha256: str | None = None  # known if its metadata hold a recipe of ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,7 @@ class Ancestor:
     recipe: dict[str, Any] | None = None  # of ours; None where the file tells none
     epoch: str | None = None  # of a trained file
     sd_merge_recipe: Any = None  # as A1111 or another program wrote it; its text if it is no JSON
-    unreadable: str | None = None  # why nobody can tell what this is; its SHA-256 is of the text
+    unreadable: str | None = None  # why nobody can tell what this is; maybe a mere text, hashed
 
     @property
     def foreign(self) -> str:
@@ -71,6 +78,7 @@ class Lineage:
 
     recipe: dict[str, Any] | None = None
     ancestors: dict[str, Ancestor] = field(default_factory=dict)  # by SHA-256
+    doubt: str | None = None  # why the recipe that the file holds is not believed to be its own
 
     def inputs(self, sha256: str | None = None) -> dict[str, str]:
         """Give the SHA-256 of each input by name, of an ancestor or (None) of the file itself."""
@@ -114,14 +122,10 @@ class Lineage:
 
 def read_parent(path: Path, metadata: Mapping[str, str]) -> Parent:
     """Hash a file that is to become an input; its metadata is known from its header."""
-    return Parent(sha256_file(path), legacy_hash(path), metadata)
-
-
-def legacy_hash(path: Path) -> str:
-    """Hash 64 KiB at 1 MiB, as A1111's first versions did; 8 hex digits, also called AutoV1."""
-    with path.open("rb") as file:
-        file.seek(0x100000)
-        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+    if RECIPE not in metadata:
+        return Parent(sha256_file(path), legacy_hash(path), metadata)
+    digests = digest_file(path)
+    return Parent(digests.sha256, digests.auto_v1, metadata, digests.tensors_sha256)
 
 
 def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[str, str]:
@@ -136,12 +140,13 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     """
     inputs = {name: parent.sha256 for name, parent in parents.items()}
     ancestors: dict[str, Ancestor] = {}
-    lineages = {name: read_lineage(parent.metadata) for name, parent in parents.items()}
+    lineages = {n: read_lineage(p.metadata, p.tensors_sha256) for n, p in parents.items()}
     for name, parent in parents.items():
         merged = _foreign(parent.metadata.get(STEP))
         recipe_of_it = lineages[name].recipe
         epoch = parent.metadata.get("epoch") if recipe_of_it else None
-        itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged)
+        doubt = lineages[name].doubt
+        itself = Ancestor(name, parent.legacy_hash, recipe_of_it, epoch, merged, doubt)
         ancestors.setdefault(parent.sha256, itself)
     for lineage in lineages.values():
         ancestors = {**lineage.ancestors, **ancestors}
@@ -150,13 +155,17 @@ def made_from(recipe: Mapping[str, Any], parents: Mapping[str, Parent]) -> dict[
     return {RECIPE: _json({**recipe, "inputs": inputs}), ANCESTRY: _json(nodes), **schedule}
 
 
-def read_lineage(metadata: Mapping[str, str]) -> Lineage:
+def read_lineage(metadata: Mapping[str, str], tensors_sha256: str | None = None) -> Lineage:
     """Read what a file's metadata tells of its making; empty if it tells nothing.
 
     Files of A1111 and programs like it count too: the models that `sd_merge_models` names become
     ancestors, and so does, marked as unreadable, what there is no sense in. Where they name one
     that our own ancestry lacks, or tell another step than ours, our recipe was copied from a
-    parent, and is not believed.
+    parent, and is not believed; nor is it where the hash that it comes with is not the tensors'.
+
+    Args:
+        metadata: of the file.
+        tensors_sha256: of its tensors; None believes the metadata without that proof.
 
     Raises:
         ValueError: if our own keys do not hold what `made_from` writes.
@@ -182,9 +191,24 @@ def read_lineage(metadata: Mapping[str, str]) -> Lineage:
     step = _foreign(metadata.get(STEP))
     is_foreign = step is not None and not (isinstance(step, dict) and step.get("type") == OURS)
     is_copied = is_foreign or not merged_elsewhere.keys() <= ancestors.keys()
-    lineage = Lineage(None if is_copied else recipe, {**merged_elsewhere, **ancestors})
+    believed = None if is_copied else recipe
+    doubt = _doubt(metadata, tensors_sha256) if believed and believed["inputs"] else None
+    lineage = Lineage(None if doubt else believed, {**merged_elsewhere, **ancestors}, doubt)
     _check_generations(lineage)
     return lineage
+
+
+def _doubt(metadata: Mapping[str, str], tensors_sha256: str | None) -> str | None:
+    """Say why a recipe of ours is not believed to be this file's own; None if nothing speaks so.
+
+    All that we merged named the hash of their tensors from the first; what we trained did not at
+    first, and cannot be told apart from what another program made of it.
+    """
+    if tensors_sha256 is None:
+        return None
+    if (named := metadata.get(TENSORS_HASH)) is None:
+        return UNPROVEN
+    return None if named == f"0x{tensors_sha256}" else COPIED
 
 
 def _check_generations(lineage: Lineage) -> None:

@@ -5,8 +5,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from stages.lineage.ancestry import legacy_hash
-
 CHUNK_BYTES = 1 << 20
 TENSORS_HASH = "modelspec.hash_sha256"  # in metadata: of all that follows the header, 0x and hex
 
@@ -24,6 +22,26 @@ class Digests:
     auto_v3: str  # of all that follows the header, 12 digits: metadata may change
     crc32: str  # of the file
     tensors_sha256: str  # of all that follows the header
+
+
+def legacy_hash(path: Path) -> str:
+    """Hash 64 KiB at 1 MiB, as A1111's first versions did; 8 hex digits, also called AutoV1."""
+    with path.open("rb") as file:
+        file.seek(0x100000)
+        return hashlib.sha256(file.read(0x10000)).hexdigest()[:8]
+
+
+def tensors_start(path: Path) -> int:
+    """Tell where in a safetensors file the header ends."""
+    with path.open("rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
+
+
+def hash_tensors(path: Path) -> str:
+    """Hash all that follows a safetensors file's header; 64 hex digits."""
+    with path.open("rb") as file:
+        file.seek(tensors_start(path))
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_file(path: Path) -> Digests:

@@ -105,9 +105,9 @@ def check_licences(
             for s in unread
         )
         raise ValueError(
-            f"{weights}: another program merged one of its inputs, and of what went in nobody can "
-            f"tell a licence: {reasons}. Find out what it is, and add it to the section "
-            "`ingredients` of the params: its licence, and as sha256 the digits given here"
+            f"{weights}: of what went into it nobody can tell everything, so no licence either: "
+            f"{reasons}. Find out what it is, and add it to the section `ingredients` of the "
+            "params: its licence, and as sha256 the digits given here"
         )
     if unknown := _unknown(lineage, names):
         reasons = "; ".join(f"{_route(lineage, s)}, SHA-256 {s}" for s in unknown)

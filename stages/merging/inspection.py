@@ -6,6 +6,7 @@ from math import prod
 from pathlib import Path
 
 from stages.diffusion.header import read_header
+from stages.harness.counted import counted
 from stages.lineage.ancestry import Lineage
 from stages.lineage.in_file import lineage_of
 from stages.merging.blocks import part_of
@@ -18,9 +19,11 @@ def described(path: Path) -> Iterator[str]:
     """List lines that tell a file's parts, dtypes, metadata and parents.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if there is no such file.
         ValueError: naming it, if it is no whole safetensors file.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name one safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     header = read_header(path)
@@ -33,21 +36,28 @@ def described(path: Path) -> Iterator[str]:
         yield f"  {part:<13} {kinds}"
     for note in peculiarities(header.tensors):
         yield f"  {note}"
-    lineage = lineage_of(path, header.metadata)
-    if lineage.recipe:
-        made = lineage.recipe.get("expression") or lineage.recipe.get("run")
-        yield f"made by {lineage.recipe.get('kind')}: {made}"
-    for name, sha256 in lineage.inputs().items():
-        yield f"  {name} = {_named(lineage, sha256)}"
-    others = set(lineage.ancestors) - set(lineage.inputs().values())
-    if others:
-        yield f"  and {len(others)} ancestors before these:"
-        for sha256 in sorted(others, key=lineage.title):
-            yield f"    {_named(lineage, sha256)}"
+    yield from _told(lineage_of(path, header.metadata))
     yield "metadata:" if header.metadata else "no metadata"
     for key, value in header.metadata.items():
         shown = value if len(value) <= SHOWN_CHARS else f"{value[:SHOWN_CHARS]}… ({len(value):,})"
         yield f"  {key}: {shown}"
+
+
+def _told(lineage: Lineage) -> Iterator[str]:
+    """List what a file was made of, as it tells."""
+    if lineage.recipe:
+        made = lineage.recipe.get("expression") or lineage.recipe.get("run")
+        yield f"made by {lineage.recipe.get('kind')}: {made}"
+    if lineage.doubt:
+        yield f"made of nobody knows what: {lineage.doubt}"
+    for name, sha256 in lineage.inputs().items():
+        yield f"  {name} = {_named(lineage, sha256)}"
+    others = set(lineage.ancestors) - set(lineage.inputs().values())
+    if others:
+        where = "before these" if lineage.inputs() else "that it names"
+        yield f"  and {counted(len(others), 'ancestor')} {where}:"
+        for sha256 in sorted(others, key=lineage.title):
+            yield f"    {_named(lineage, sha256)}"
 
 
 def _named(lineage: Lineage, sha256: str) -> str:

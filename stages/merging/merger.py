@@ -8,7 +8,7 @@ neither the stretch, nor the number of threads, nor the machine changes a byte.
 
 Methods that look at whole tensors (see merge_methods) hold one tensor of each model that they
 are given, in float32, and up to four more; merge_memory counts them, calls within calls too. The
-largest tensor of SD 1.5 takes 152 MB: ties of two models and their base holds four, 0.6 GB.
+largest tensor of SD 1.5 takes 152 MB: ties of two models and their base holds three, 0.5 GB.
 They are computed by one thread, so that on one machine the same merge gives the same bytes.
 """
 

@@ -49,10 +49,15 @@ def open_source(path: Path) -> Source:
     """Read a file's header, and give its tensors their normal keys.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if there is no such file.
         ValueError: if it is a pickle or not whole, its header is too long, its metadata are
             damaged, or it holds tensors of a dtype not known here.
     """
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"{path}: is a folder. Name one safetensors file, in the original layout as A1111 and "
+            "ComfyUI load it; a diffusers folder is none"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path}: no such file. Make it (dvc repro), fetch it (dvc pull), or name another"

@@ -58,7 +58,6 @@ METHODS = {
             Parameter("scale", "number", high=10, default="1"),
         ),
         lambda n: {"base": 1 - n["scale"][0], "models": n["scale"][0]},
-        working=1,
     ),
     "dare": Method(
         (

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from pyarrow import ArrowInvalid
 from pyarrow.parquet import read_metadata
 
 from stages.diffusion.header import read_header
@@ -36,7 +37,7 @@ class Evidence:
 
 def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
     """Find pictures that the winner drew, at the largest size, one per prompt."""
-    name = read_report(evidence.choice)["choice"]
+    name = read_choice(evidence.choice)["choice"]
     manifest = read_manifest(evidence.cells)
     drawn = [entry for entry in manifest.entries if entry.model == name and entry.file]
     if not drawn:
@@ -74,10 +75,10 @@ def data_counts(evidence: Evidence) -> dict[str, dict[str, int]]:
     """Collect whole numbers from the reports of filter and download, and the split's rows."""
     counts = {}
     for stage in ("filter", "download"):
-        report = read_report(evidence.reports / f"{stage}.json")
+        report = _read_object(evidence.reports / f"{stage}.json")
         counts[stage] = {key: value for key, value in report.items() if type(value) is int}
     counts["split"] = {
-        what: read_metadata(evidence.split / f"{name}.parquet").num_rows
+        what: _rows(evidence.split / f"{name}.parquet")
         for what, name in (("trained_on", "train"), ("held_out", "validation"))
     }
     return counts
@@ -94,7 +95,7 @@ def read_reference(evidence: Evidence, names: Mapping[str, str]) -> Reference:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; it is the reference cocktail (dvc pull)")
     sha256 = sha256_file(path)
-    choice = read_report(evidence.choice)
+    choice = read_choice(evidence.choice)
     ours = choice.get("candidates", {}).get(choice["choice"], {})
     theirs = choice.get("reference", {})
     figures = {
@@ -106,16 +107,48 @@ def read_reference(evidence: Evidence, names: Mapping[str, str]) -> Reference:
     return Reference(names.get(sha256, path.stem), sha256, lineage, figures)
 
 
-def read_report(path: Path) -> dict[str, Any]:
+def read_choice(path: Path) -> dict[str, Any]:
+    """Read the report of the last choice.
+
+    Raises:
+        FileNotFoundError, ValueError: naming it, if it is missing or names no choice.
+    """
+    return _read_object(path, "choice", "reason")
+
+
+def _read_object(path: Path, *keys: str) -> dict[str, Any]:
+    """Read a report that is an object and says some things in words."""
+    report = read_report(path)
+    lack = "no object"
+    if isinstance(report, dict):
+        missing = [key for key in keys if not isinstance(report.get(key), str)]
+        if not missing:
+            return report
+        lack = f"an object without {missing[0]!r}"
+    raise ValueError(f"{path}: not the report of a stage, but {lack}. Run `dvc repro` again")
+
+
+def _rows(path: Path) -> int:
+    """Count the rows of a manifest.
+
+    Raises:
+        FileNotFoundError, ValueError: naming it, if it is missing or damaged.
+    """
+    try:
+        return int(read_metadata(path).num_rows)
+    except ArrowInvalid as error:
+        raise ValueError(f"{path}: not readable as parquet ({error}). Split again") from error
+
+
+def read_report(path: Path) -> Any:
     """Read an earlier stage's report.
 
     Raises:
         FileNotFoundError, ValueError: naming it, if it is missing or no JSON.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: no such file. Run `dvc repro` first") from None
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
-    return content

@@ -20,9 +20,11 @@ def verify_release(path: Path) -> None:
     knows its name, or its SHA-256 under another, the whole file is.
 
     Raises:
-        FileNotFoundError: if there is no such file.
+        OSError: if there is no such file.
         ValueError: naming the first hash that differs, what was wanted and what was found.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a folder; name one safetensors file")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     metadata = read_header(path).metadata
@@ -43,12 +45,18 @@ def verify_release(path: Path) -> None:
                 f"{path}: changed since its release: {name} is {value}, "
                 f"{HASHES} says {known.get(name)}. Fetch it again (dvc checkout, dvc pull)"
             )
-    if metadata.get(TENSORS_HASH) != f"0x{found['tensors_sha256']}":
+    if TENSORS_HASH not in metadata:
         raise ValueError(
-            f"{path}: its tensors are not those that {TENSORS_HASH} in its metadata names, or it "
-            "is no release"
+            f"{path}: its metadata name no hash of its tensors ({TENSORS_HASH}), as every release "
+            "does. Is it another program's file? `python -m stages.merge inspect` shows what it is"
         )
-    lineage = lineage_of(path, metadata)
+    if metadata[TENSORS_HASH] != (tensors := f"0x{found['tensors_sha256']}"):
+        raise ValueError(
+            f"{path}: its tensors are not those that its metadata name: their SHA-256 is "
+            f"{tensors}, {TENSORS_HASH} says {metadata[TENSORS_HASH]}. It was changed, or another "
+            "program copied a release's metadata into a file of its own. Fetch the release again"
+        )
+    lineage = lineage_of(path, metadata, found["tensors_sha256"])
     if known:
         print(f"{path}: {len(known)} figures of {HASHES} agree")
     else:
