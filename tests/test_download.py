@@ -230,6 +230,17 @@ def test_a_name_that_no_server_knows_fails_and_harms_no_other(
     assert stored_ids(tmp_path) == ["fox"]
 
 
+def test_links_that_need_not_be_asked_keep_no_answer_waiting(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kept, "failure", lambda *_: time.sleep(0.005))  # as of far more links
+    end = "?ex=65a00000&is=64a00000&hm=ab"
+    links = {"0": image_server.link("fox")}
+    links |= {f"1{i:03}": f"{image_server.link(f'hare{i}')}{end}" for i in range(300)}
+    report = downloaded(tmp_path, links, replace(PARAMS, connections=2, retries=0))
+    assert (report["fetched"], report["failed"]["expired"]) == (1, 300)
+
+
 def closed_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -67,6 +67,8 @@ async def _fetch_all(
                 for number, (link, places, reason) in waiting:
                     arrivals.put(number, await fetcher.obtain(link, places, reason))
                     advance()
+                    # many outcomes known at once, as of expired links, keep no answer waiting
+                    await asyncio.sleep(0)
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(params.connections):
