@@ -8,6 +8,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
@@ -470,6 +471,43 @@ def test_a_failing_disk_stops_the_stage_and_leaves_the_old_shards(
     subprocess.run(command(tmp_path, PARAMS), env=environment(tmp_path), cwd=ROOT, check=True)
     assert image_server.asked.keys() == links.keys() - set(had)
     assert stored_ids(tmp_path) == sorted(links)
+
+
+OWN_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]  # needs no root
+FIRST_SMALL_THEN_LARGE = """
+mount -t tmpfs -o size="$SMALL" tmpfs "$DISK"
+if "$@"; then exit 9; fi
+mount -o remount,size=64m "$DISK"
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("size", ["24k", "60k", "150k", "300k"])
+def test_a_full_disk_stops_the_stage_and_with_room_again_it_goes_on(
+    size: str, image_server: ImageServer, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"  # of the scratch
+    disk.mkdir()
+    tried = [*OWN_DISK, 'mount -t tmpfs tmpfs "$0"', str(disk)]
+    if not shutil.which("unshare") or subprocess.run(tried, check=False).returncode:
+        pytest.skip("on this system nobody but root may mount a disk")
+    links = {f"fox{i:02}": image_server.link(f"fox{i:02}") for i in range(40)}
+    write_pairs(tmp_path / "pairs.parquet", links)
+    done = subprocess.run(
+        [*OWN_DISK, FIRST_SMALL_THEN_LARGE, "sh", *command(tmp_path, PARAMS)],
+        env=environment(disk) | {"DISK": str(disk), "SMALL": size},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    # only those on their way are asked for again
+    assert sum(image_server.asked.values()) <= len(links) + PARAMS.connections
+    downloaded(tmp_path / "whole", links)
+    assert shard_bytes(tmp_path / "images") == shard_bytes(tmp_path / "whole/images")
 
 
 # --- killed, started again --------------------------------------------------------------------
