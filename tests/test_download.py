@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -41,15 +42,16 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, arrivals, shards
+from stages.images import address, arrivals, numbers, shards
 from stages.images.address import is_public
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
 from stages.images.ends import ENDS, outcome_code
 from stages.images.fetch import fetch_all
-from stages.images.kept import Kept
+from stages.images.kept import INDEX, Kept, Packed
 from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import read_orientation, without_metadata
+from stages.images.numbers import Numbers
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
 from stages.images.plan import (
@@ -671,6 +673,71 @@ def test_half_a_line_in_the_journal_is_no_memory(tmp_path: Path) -> None:
         assert Kept(tmp_path, "pass").failure("http://a/b") is None
     (tmp_path / "failed-pass.txt").write_text(f"{name} gone\n")
     assert Kept(tmp_path, "pass").failure("http://a/b") == "gone"
+
+
+def test_of_a_spoilt_index_the_last_whole_line_of_each_picture_counts(tmp_path: Path) -> None:
+    def packed(pack: str, at: int) -> Packed:
+        return Packed(pack, at, 5, 6, Picture(".png", 32, 32, "ab" * 32))
+
+    kept = Kept(tmp_path, "pass")
+    for name in ("one.tar", "two.tar"):
+        (kept.packs / "1").mkdir(exist_ok=True)
+        (kept.packs / "1" / name).touch()
+    kept.pack("http://a/fox", packed("1/one.tar", 512))
+    kept.pack("http://a/hare", packed("1/one.tar", 2048))
+    kept.pack("http://a/fox", packed("1/two.tar", 512))
+    kept.pack("http://a/owl", packed("1/gone.tar", 512))
+    index = kept.packs / INDEX
+    whole = index.read_bytes()
+    with index.open("ab") as file:
+        file.write(whole[: len(whole) // 5])  # a kill cut it short
+    for _ in range(2):
+        kept = Kept(tmp_path, "pass")
+        assert kept.packed("http://a/fox") == packed("1/two.tar", 512)
+        assert kept.packed("http://a/hare") == packed("1/one.tar", 2048)
+        assert kept.packed("http://a/owl") is None
+        assert index.read_bytes().count(b"\n") == 2  # it was tidied up
+    kept.unpack("http://a/hare")
+    assert kept.packed("http://a/hare") is None
+    kept.pack("http://a/fox", packed("1/two.tar", 1024))
+    kept.drop_dead_packs()
+    assert [path.name for path in (kept.packs / "1").iterdir()] == ["two.tar"]
+    assert Kept(tmp_path, "pass").packed("http://a/fox") == packed("1/two.tar", 1024)
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 30), st.integers(-1, 2**40)), max_size=60),
+    most_fresh=st.integers(1, 20),
+)
+def test_numbers_are_held_as_a_dictionary_would(
+    changes: list[tuple[int, int]], most_fresh: int
+) -> None:
+    held, wanted = Numbers(), dict[str, int]()
+    names = [sha256(bytes([i])).hexdigest() for i in range(31)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(numbers, "MOST_FRESH", most_fresh)
+        for i, number in changes:
+            held.put(names[i], number)
+            wanted[names[i]] = number
+            assert [held.get(name) for name in names] == [
+                None if wanted.get(name, -1) < 0 else wanted[name] for name in names
+            ]
+    assert held.all().tolist() == sorted(number for number in wanted.values() if number >= 0)
+
+
+def test_of_many_pictures_on_disk_little_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "MOST_FRESH", 1 << 12)
+    names = [sha256(number.to_bytes(4)).hexdigest() for number in range(1 << 16)]
+    tracemalloc.start()
+    try:
+        held = Numbers()
+        for number, name in enumerate(names):
+            held.put(name, number)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 17 * len(names)
+    assert held.get(names[5]) == 5
 
 
 def test_a_picture_is_stored_once_in_its_shard_and_serves_other_rows_from_there(
