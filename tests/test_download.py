@@ -18,6 +18,7 @@ import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -35,6 +36,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from stages.download import run
@@ -43,6 +45,7 @@ from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
 from stages.images import address, arrivals, numbers, shards
+from stages.images import verify as verifying
 from stages.images.address import is_public
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
@@ -65,7 +68,7 @@ from stages.images.recent import RecentProgress
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
-from stages.images.verify import verify
+from stages.images.verify import DECODED_BYTES, Room, verify
 from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
@@ -1164,6 +1167,67 @@ def test_a_png_of_sound_checksums_that_holds_no_picture_is_broken(tmp_path: Path
     ):
         path.write_bytes(broken)
         assert verify(path, 10**6, 10**6) == Failed("broken_image")
+
+
+@pytest.mark.parametrize(("room_bytes", "most"), [(10, 1), (2 * 64 * 64 * 12, 2)])
+def test_pictures_are_decoded_at_once_as_far_as_there_is_room(
+    room_bytes: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, peak = 0, 0
+    load = JpegImageFile.load
+
+    def slow(image: JpegImageFile) -> Any:
+        nonlocal at_once, peak
+        at_once += 1
+        peak = max(peak, at_once)
+        time.sleep(0.05)
+        loaded = load(image)
+        at_once -= 1
+        return loaded
+
+    monkeypatch.setattr(JpegImageFile, "load", slow)
+    monkeypatch.setattr(verifying, "DECODING", Room(room_bytes))
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (64, 64)).save(path)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: verify(path, 10**6, 10**6), range(8)))
+    assert all(isinstance(picture, Picture) for picture in found)
+    assert peak == most
+
+
+PEAKS = """
+import sys
+from pathlib import Path
+from stages.images.verify import DECODED_BYTES, Room, verify
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+verify(Path(sys.argv[1]), 10**8, 10**8)  # what each process takes once
+before = peak()
+found = verify(Path(sys.argv[2]), 10**8, 10**8)
+print(found.suffix, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize(
+    ("name", "suffix", "mode", "options"),
+    [
+        ("JPEG", ".jpg", "CMYK", {"progressive": True, "subsampling": 0}),
+        ("WEBP", ".webp", "RGB", {}),
+    ],
+)
+def test_a_pixel_that_is_decoded_takes_what_is_reckoned_and_no_more(
+    name: str, suffix: str, mode: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    paths, side_px = [tmp_path / f"{size}{suffix}" for size in ("small", "large")], 2400
+    for path, side in zip(paths, (16, side_px), strict=True):
+        Image.new(mode, (side, side)).save(path, **options)
+    words = [sys.executable, "-c", PEAKS, *map(str, paths)]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == suffix
+    assert 0.9 < int(said.split()[1]) / side_px**2 / DECODED_BYTES[name] < 1.1
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:
