@@ -33,6 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
@@ -613,6 +614,30 @@ def test_a_file_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its_st
             whole = len(png(name))
             assert server.sent[name] == (whole - 1500 if first == "same" else whole)
             assert not list(kept.parent.glob("*.*"))
+
+
+def test_what_came_before_the_last_try_failed_is_not_fetched_again(tmp_path: Path) -> None:
+    class Fragile(ImageServer):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if "part-" not in request.path or self.asked["part-fox"]:
+                return await super().answer(request)
+            self.asked["part-fox"] += 1
+            content = png("part-fox")
+            headers = {"ETag": self.tag("part-fox"), "Content-Length": str(len(content))}
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            await response.write(content[:1500])
+            await asyncio.sleep(0.2)
+            assert request.transport
+            request.transport.close()
+            return response
+
+    with serving(Fragile()) as server:
+        links = {name: server.link(name) for name in ("hare", "part-fox")}
+        params = replace(PARAMS, retries=0)
+        assert downloaded(tmp_path, links, params)["failed"]["unreachable"] == 1
+        assert downloaded(tmp_path, links, params)["fetched"] == 2
+        assert server.sent["part-fox"] == len(png("part-fox")) - 1500
 
 
 def test_a_part_without_a_strong_version_is_not_gone_on_with(tmp_path: Path) -> None:
