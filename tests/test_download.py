@@ -270,6 +270,26 @@ def test_retry_after_holds_all_questions_to_the_host(
     assert not any(0.3 < at - first < 0.9 for at in others)
 
 
+def test_retry_after_of_a_host_to_which_another_led_holds_questions_to_it(
+    tmp_path: Path,
+) -> None:
+    class Leading(ImageServer):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if request.host.startswith("127.0.0.1"):
+                where = self.link("wait-1").replace("127.0.0.1", "localhost")
+                return web.Response(status=302, headers={"Location": where})
+            return await super().answer(request)
+
+    with serving(Leading(delay_s=0.02)) as server:
+        links = {"0": server.link("any")}
+        there = server.link("fox").replace("127.0.0.1", "localhost")
+        links |= {f"1{i:02}": there.replace("fox", f"fox{i}") for i in range(40)}
+        report = downloaded(tmp_path, links, replace(PARAMS, connections=2))
+        assert report["fetched"] == len(links)
+        first, *others = server.asked_at
+    assert not any(0.4 < at - first < 0.9 for at in others)
+
+
 def test_a_host_that_wants_a_long_rest_gets_it_from_all_links(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
