@@ -67,9 +67,12 @@ class Kept:
         at = self._lines.get(name)
         if at is None:
             return None
-        with (self.packs / INDEX).open("rb") as file:
-            file.seek(at)
-            found = _read_line(file.readline())
+        try:
+            with (self.packs / INDEX).open("rb") as file:
+                file.seek(at)
+                found = _read_line(file.readline())
+        except FileNotFoundError:  # somebody made room, as may be done at any time
+            return None
         return found[1] if found and found[0] == name else None
 
     def begin_packs(self) -> Path:
