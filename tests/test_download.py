@@ -460,6 +460,12 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
         ("::127.0.0.1", False),
         ("::ffff:0:127.0.0.1", False),
         ("fec0::1", False),
+        ("192.0.0.192", False),
+        ("192.0.1.1", True),
+        ("168.63.129.16", False),
+        ("168.63.129.17", True),
+        ("3fff::1", False),
+        ("5f00::1", False),
     ],
 )
 def test_public_addresses_are_told_from_others(ip: str, public: bool) -> None:
