@@ -597,8 +597,8 @@ def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_by
 def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    names = [f"picture{i:03}" for i in range(40)]
-    rng = random.Random(20)
+    names = [f"picture{i:03}" for i in range(150)]
+    rng, at_work = random.Random(20), 0
     params = replace(PARAMS, timeout_s=10.0, shard_size=16)
     with serving(ImageServer(delay_s=0.03)) as server:
         links = {name: server.link(name) for name in names}
@@ -610,14 +610,21 @@ def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
             process = subprocess.Popen(
                 command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, stderr=-3
             )
-            time.sleep(rng.uniform(0.3, 0.9))  # before, in and after the work
+            # a start may take a second, of which nothing is to be seen: count from the first answer
+            asked = sum(server.asked.values()) + rng.randrange(12)
+            while sum(server.asked.values()) < asked and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.03))
             process.kill()
-            process.wait()
+            at_work += process.wait() != 0
             if (broken / "images").exists():
                 assert shard_bytes(broken / "images") == wanted
+        assert at_work >= 10
         subprocess.run(
             command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, check=True
         )
+        again = sum(server.asked.values()) - 2 * len(names)
+    assert again <= at_work * params.connections
     assert shard_bytes(broken / "images") == wanted
 
 
