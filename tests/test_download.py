@@ -8,14 +8,17 @@ import os
 import random
 import re
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 import tarfile
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -30,9 +33,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from stages.download import run
@@ -40,15 +45,17 @@ from stages.harness import patience
 from stages.harness.params import load_params
 from stages.harness.patience import retry_after_s
 from stages.harness.scratch import exclusive, replacing_folder
-from stages.images import address, arrivals, shards
+from stages.images import address, arrivals, numbers, shards
+from stages.images import verify as verifying
 from stages.images.address import is_public
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
 from stages.images.ends import ENDS, outcome_code
 from stages.images.fetch import fetch_all
-from stages.images.kept import Kept
+from stages.images.kept import INDEX, Kept, Packed
 from stages.images.link import expires_at, host_key, is_link, mirror_paths, original, picture_key
 from stages.images.metadata import read_orientation, without_metadata
+from stages.images.numbers import Numbers
 from stages.images.outcome import REASONS, Failed, Fetched, Outcome, Picture
 from stages.images.part import Part
 from stages.images.plan import (
@@ -58,10 +65,11 @@ from stages.images.plan import (
     read_links,
     shared_paths,
 )
+from stages.images.recent import RecentProgress
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
-from stages.images.verify import verify
+from stages.images.verify import DECODED_BYTES, Room, verify
 from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
@@ -230,6 +238,17 @@ def test_a_name_that_no_server_knows_fails_and_harms_no_other(
     assert stored_ids(tmp_path) == ["fox"]
 
 
+def test_links_that_need_not_be_asked_keep_no_answer_waiting(
+    image_server: ImageServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Kept, "failure", lambda *_: time.sleep(0.005))  # as of far more links
+    end = "?ex=65a00000&is=64a00000&hm=ab"
+    links = {"0": image_server.link("fox")}
+    links |= {f"1{i:03}": f"{image_server.link(f'hare{i}')}{end}" for i in range(300)}
+    report = downloaded(tmp_path, links, replace(PARAMS, connections=2, retries=0))
+    assert (report["fetched"], report["failed"]["expired"]) == (1, 300)
+
+
 def closed_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -249,6 +268,26 @@ def test_retry_after_holds_all_questions_to_the_host(
     assert image_server.asked["wait-1"] == 2
     assert len(later) >= 1
     assert not any(0.3 < at - first < 0.9 for at in others)
+
+
+def test_retry_after_of_a_host_to_which_another_led_holds_questions_to_it(
+    tmp_path: Path,
+) -> None:
+    class Leading(ImageServer):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if request.host.startswith("127.0.0.1"):
+                where = self.link("wait-1").replace("127.0.0.1", "localhost")
+                return web.Response(status=302, headers={"Location": where})
+            return await super().answer(request)
+
+    with serving(Leading(delay_s=0.02)) as server:
+        links = {"0": server.link("any")}
+        there = server.link("fox").replace("127.0.0.1", "localhost")
+        links |= {f"1{i:02}": there.replace("fox", f"fox{i}") for i in range(40)}
+        report = downloaded(tmp_path, links, replace(PARAMS, connections=2))
+        assert report["fetched"] == len(links)
+        first, *others = server.asked_at
+    assert not any(0.4 < at - first < 0.9 for at in others)
 
 
 def test_a_host_that_wants_a_long_rest_gets_it_from_all_links(
@@ -421,6 +460,12 @@ def test_a_name_that_turns_to_a_private_address_is_refused_when_connecting(
         ("::127.0.0.1", False),
         ("::ffff:0:127.0.0.1", False),
         ("fec0::1", False),
+        ("192.0.0.192", False),
+        ("192.0.1.1", True),
+        ("168.63.129.16", False),
+        ("168.63.129.17", True),
+        ("3fff::1", False),
+        ("5f00::1", False),
     ],
 )
 def test_public_addresses_are_told_from_others(ip: str, public: bool) -> None:
@@ -459,6 +504,43 @@ def test_a_failing_disk_stops_the_stage_and_leaves_the_old_shards(
     subprocess.run(command(tmp_path, PARAMS), env=environment(tmp_path), cwd=ROOT, check=True)
     assert image_server.asked.keys() == links.keys() - set(had)
     assert stored_ids(tmp_path) == sorted(links)
+
+
+OWN_DISK = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]  # needs no root
+FIRST_SMALL_THEN_LARGE = """
+mount -t tmpfs -o size="$SMALL" tmpfs "$DISK"
+if "$@"; then exit 9; fi
+mount -o remount,size=64m "$DISK"
+exec "$@"
+"""
+
+
+@pytest.mark.parametrize("size", ["24k", "60k", "150k", "300k"])
+def test_a_full_disk_stops_the_stage_and_with_room_again_it_goes_on(
+    size: str, image_server: ImageServer, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"  # of the scratch
+    disk.mkdir()
+    tried = [*OWN_DISK, 'mount -t tmpfs tmpfs "$0"', str(disk)]
+    if not shutil.which("unshare") or subprocess.run(tried, check=False).returncode:
+        pytest.skip("on this system nobody but root may mount a disk")
+    links = {f"fox{i:02}": image_server.link(f"fox{i:02}") for i in range(40)}
+    write_pairs(tmp_path / "pairs.parquet", links)
+    done = subprocess.run(
+        [*OWN_DISK, FIRST_SMALL_THEN_LARGE, "sh", *command(tmp_path, PARAMS)],
+        env=environment(disk) | {"DISK": str(disk), "SMALL": size},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+    # only those on their way are asked for again
+    assert sum(image_server.asked.values()) <= len(links) + PARAMS.connections
+    downloaded(tmp_path / "whole", links)
+    assert shard_bytes(tmp_path / "images") == shard_bytes(tmp_path / "whole/images")
 
 
 # --- killed, started again --------------------------------------------------------------------
@@ -515,8 +597,8 @@ def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_by
 def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    names = [f"picture{i:03}" for i in range(40)]
-    rng = random.Random(20)
+    names = [f"picture{i:03}" for i in range(150)]
+    rng, at_work = random.Random(20), 0
     params = replace(PARAMS, timeout_s=10.0, shard_size=16)
     with serving(ImageServer(delay_s=0.03)) as server:
         links = {name: server.link(name) for name in names}
@@ -528,14 +610,21 @@ def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
             process = subprocess.Popen(
                 command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, stderr=-3
             )
-            time.sleep(rng.uniform(0.3, 0.9))  # before, in and after the work
+            # a start may take a second, of which nothing is to be seen: count from the first answer
+            asked = sum(server.asked.values()) + rng.randrange(12)
+            while sum(server.asked.values()) < asked and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0, 0.03))
             process.kill()
-            process.wait()
+            at_work += process.wait() != 0
             if (broken / "images").exists():
                 assert shard_bytes(broken / "images") == wanted
+        assert at_work >= 10
         subprocess.run(
             command(broken, params), env=environment(broken), cwd=ROOT, stdout=-3, check=True
         )
+        again = sum(server.asked.values()) - 2 * len(names)
+    assert again <= at_work * params.connections
     assert shard_bytes(broken / "images") == wanted
 
 
@@ -558,6 +647,30 @@ def test_a_file_broken_in_its_middle_goes_on_there_and_a_changed_one_from_its_st
             whole = len(png(name))
             assert server.sent[name] == (whole - 1500 if first == "same" else whole)
             assert not list(kept.parent.glob("*.*"))
+
+
+def test_what_came_before_the_last_try_failed_is_not_fetched_again(tmp_path: Path) -> None:
+    class Fragile(ImageServer):
+        async def answer(self, request: web.Request) -> web.StreamResponse:
+            if "part-" not in request.path or self.asked["part-fox"]:
+                return await super().answer(request)
+            self.asked["part-fox"] += 1
+            content = png("part-fox")
+            headers = {"ETag": self.tag("part-fox"), "Content-Length": str(len(content))}
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(request)
+            await response.write(content[:1500])
+            await asyncio.sleep(0.2)
+            assert request.transport
+            request.transport.close()
+            return response
+
+    with serving(Fragile()) as server:
+        links = {name: server.link(name) for name in ("hare", "part-fox")}
+        params = replace(PARAMS, retries=0)
+        assert downloaded(tmp_path, links, params)["failed"]["unreachable"] == 1
+        assert downloaded(tmp_path, links, params)["fetched"] == 2
+        assert server.sent["part-fox"] == len(png("part-fox")) - 1500
 
 
 def test_a_part_without_a_strong_version_is_not_gone_on_with(tmp_path: Path) -> None:
@@ -622,6 +735,74 @@ def test_half_a_line_in_the_journal_is_no_memory(tmp_path: Path) -> None:
         assert Kept(tmp_path, "pass").failure("http://a/b") is None
     (tmp_path / "failed-pass.txt").write_text(f"{name} gone\n")
     assert Kept(tmp_path, "pass").failure("http://a/b") == "gone"
+
+
+def test_of_a_spoilt_index_the_last_whole_line_of_each_picture_counts(tmp_path: Path) -> None:
+    def packed(pack: str, at: int) -> Packed:
+        return Packed(pack, at, 5, 6, Picture(".png", 32, 32, "ab" * 32))
+
+    kept = Kept(tmp_path, "pass")
+    for name in ("one.tar", "two.tar"):
+        (kept.packs / "1").mkdir(exist_ok=True)
+        (kept.packs / "1" / name).touch()
+    kept.pack("http://a/fox", packed("1/one.tar", 512))
+    kept.pack("http://a/hare", packed("1/one.tar", 2048))
+    kept.pack("http://a/fox", packed("1/two.tar", 512))
+    kept.pack("http://a/owl", packed("1/gone.tar", 512))
+    index = kept.packs / INDEX
+    whole = index.read_bytes()
+    with index.open("ab") as file:
+        file.write(whole[: len(whole) // 5])  # a kill cut it short
+    for _ in range(2):
+        kept = Kept(tmp_path, "pass")
+        assert kept.packed("http://a/fox") == packed("1/two.tar", 512)
+        assert kept.packed("http://a/hare") == packed("1/one.tar", 2048)
+        assert kept.packed("http://a/owl") is None
+        assert index.read_bytes().count(b"\n") == 2  # it was tidied up
+    kept.unpack("http://a/hare")
+    assert kept.packed("http://a/hare") is None
+    kept.pack("http://a/fox", packed("1/two.tar", 1024))
+    kept.drop_dead_packs()
+    assert [path.name for path in (kept.packs / "1").iterdir()] == ["two.tar"]
+    kept = Kept(tmp_path, "pass")
+    assert kept.packed("http://a/fox") == packed("1/two.tar", 1024)
+    index.unlink()  # while it runs
+    assert kept.packed("http://a/fox") is None
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, 30), st.integers(-1, 2**40)), max_size=60),
+    most_fresh=st.integers(1, 20),
+)
+def test_numbers_are_held_as_a_dictionary_would(
+    changes: list[tuple[int, int]], most_fresh: int
+) -> None:
+    held, wanted = Numbers(), dict[str, int]()
+    names = [sha256(bytes([i])).hexdigest() for i in range(31)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(numbers, "MOST_FRESH", most_fresh)
+        for i, number in changes:
+            held.put(names[i], number)
+            wanted[names[i]] = number
+            assert [held.get(name) for name in names] == [
+                None if wanted.get(name, -1) < 0 else wanted[name] for name in names
+            ]
+    assert held.all().tolist() == sorted(number for number in wanted.values() if number >= 0)
+
+
+def test_of_many_pictures_on_disk_little_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numbers, "MOST_FRESH", 1 << 12)
+    names = [sha256(number.to_bytes(4)).hexdigest() for number in range(1 << 16)]
+    tracemalloc.start()
+    try:
+        held = Numbers()
+        for number, name in enumerate(names):
+            held.put(name, number)
+        taken, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert taken < 17 * len(names)
+    assert held.get(names[5]) == 5
 
 
 def test_a_picture_is_stored_once_in_its_shard_and_serves_other_rows_from_there(
@@ -710,6 +891,19 @@ def test_without_links_nobody_is_asked_and_no_word_is_needed(
     expired = f"{image_server.link('fox')}?ex=65a00000&is=64a00000&hm=ab"
     assert downloaded(tmp_path, {"fox": expired}, params)["fetched"] == 1
     assert not image_server.asked
+
+
+def test_the_time_left_is_that_of_the_network_once_mirrors_gave_what_they_have() -> None:
+    progress = RecentProgress("download", 100_000)
+    progress.done = 20_000
+    assert progress.line(10.0) == "download: 20,000/100,000, 2,000/s, 0:40 left"
+    for second in range(20, 200, 10):
+        progress.done += 200
+        line = progress.line(float(second))
+    assert line == "download: 23,600/100,000, 20/s, 1:03:40 left"
+    assert progress.line(500.0) == "download: 23,600/100,000"  # nothing for minutes
+    progress.done = 100_000
+    assert progress.line(1000.0) == "download: 100,000/100,000 in 16:40, 100/s"
 
 
 def test_a_missing_mirror_is_named(tmp_path: Path) -> None:
@@ -1034,6 +1228,67 @@ def test_a_png_of_sound_checksums_that_holds_no_picture_is_broken(tmp_path: Path
     ):
         path.write_bytes(broken)
         assert verify(path, 10**6, 10**6) == Failed("broken_image")
+
+
+@pytest.mark.parametrize(("room_bytes", "most"), [(10, 1), (2 * 64 * 64 * 12, 2)])
+def test_pictures_are_decoded_at_once_as_far_as_there_is_room(
+    room_bytes: int, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, peak = 0, 0
+    load = JpegImageFile.load
+
+    def slow(image: JpegImageFile) -> Any:
+        nonlocal at_once, peak
+        at_once += 1
+        peak = max(peak, at_once)
+        time.sleep(0.05)
+        loaded = load(image)
+        at_once -= 1
+        return loaded
+
+    monkeypatch.setattr(JpegImageFile, "load", slow)
+    monkeypatch.setattr(verifying, "DECODING", Room(room_bytes))
+    path = tmp_path / "picture.jpg"
+    Image.new("RGB", (64, 64)).save(path)
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: verify(path, 10**6, 10**6), range(8)))
+    assert all(isinstance(picture, Picture) for picture in found)
+    assert peak == most
+
+
+PEAKS = """
+import sys
+from pathlib import Path
+from stages.images.verify import DECODED_BYTES, Room, verify
+
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+
+verify(Path(sys.argv[1]), 10**8, 10**8)  # what each process takes once
+before = peak()
+found = verify(Path(sys.argv[2]), 10**8, 10**8)
+print(found.suffix, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize(
+    ("name", "suffix", "mode", "options"),
+    [
+        ("JPEG", ".jpg", "CMYK", {"progressive": True, "subsampling": 0}),
+        ("WEBP", ".webp", "RGB", {}),
+    ],
+)
+def test_a_pixel_that_is_decoded_takes_what_is_reckoned_and_no_more(
+    name: str, suffix: str, mode: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    paths, side_px = [tmp_path / f"{size}{suffix}" for size in ("small", "large")], 2400
+    for path, side in zip(paths, (16, side_px), strict=True):
+        Image.new(mode, (side, side)).save(path, **options)
+    words = [sys.executable, "-c", PEAKS, *map(str, paths)]
+    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == suffix
+    assert 0.9 < int(said.split()[1]) / side_px**2 / DECODED_BYTES[name] < 1.1
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:

@@ -348,6 +348,23 @@ def test_the_size_of_a_block_changes_nothing(
     assert (messages_csv.parent / "out.parquet").read_bytes() == before
 
 
+def test_of_a_parquet_file_that_is_one_row_group_little_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, path = 20_000, tmp_path / "messages.parquet"
+    columns = {name: [""] * rows for name in HEADER}
+    columns["Content"] = [os.urandom(1000).hex() for _ in range(rows)]
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False)
+    monkeypatch.setattr(export, "BATCH_ROWS", 1000)
+    monkeypatch.setattr(export, "BATCH_BYTES", 1)
+    before, peak, read = pa.total_allocated_bytes(), 0, 0
+    for batch in Export(path).batches():
+        read += len(batch)
+        peak = max(peak, pa.total_allocated_bytes() - before)
+    assert read == rows
+    assert peak < path.stat().st_size / 3
+
+
 @pytest.mark.parametrize("name", ["", "*.csv*", "part-*"])
 def test_a_folder_or_a_pattern_is_its_files_in_the_order_of_their_names(
     name: str, messages_csv: Path

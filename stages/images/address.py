@@ -7,8 +7,12 @@ from aiohttp import AddrInfoType
 
 RECEIVED_AHEAD_BYTES = 1 << 17  # 1.3 MB/s each, 0.1 s away
 NOT_PUBLIC = [  # though Python's ipaddress, in some versions, calls them global
-    ipaddress.IPv6Network(network)
-    for network in ("64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "fec0::/10")
+    ipaddress.ip_network(network)
+    for network in (
+        *("64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "fec0::/10", "3fff::/20", "5f00::/16"),
+        "192.0.0.0/24",  # of protocols, and the metadata of some clouds (RFC 6890)
+        "168.63.129.16/32",  # Azure's own host, from within each of its machines
+    )
 ]
 
 
@@ -31,9 +35,10 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        # of local use (RFC 8215), IPv4-compatible and -translated, and site-local of old
-        if any(ip in network for network in NOT_PUBLIC):
-            return False
+    # of local use (RFC 8215), IPv4-compatible and -translated, site-local of old; documents (RFC
+    # 9637) and segments (RFC 9602)
+    if any(ip in network for network in NOT_PUBLIC):
+        return False
     return ip.is_global and not ip.is_multicast
 
 

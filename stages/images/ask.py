@@ -110,7 +110,10 @@ class Asker:
             await self.pace.wait(host_key(link))
             async with session.get(link, allow_redirects=False, headers=headers) as response:
                 if response.status not in REDIRECTS:
-                    return await self._read(response, part)
+                    answer = await self._read(response, part)
+                    if isinstance(answer, Again) and answer.wait_s is not None:
+                        self.pace.hold(host_key(link), answer.wait_s)  # who said it
+                    return answer
                 where = response.headers.get("Location", "")
             try:
                 link = urljoin(link, where)

@@ -17,7 +17,7 @@ from stages.images.download_params import DownloadParams
 from stages.images.kept import Kept, Packed
 from stages.images.metadata import Piece, sha256_parts
 from stages.images.mirror import is_address
-from stages.images.outcome import Failed, Fetched, Outcome, Picture, Source
+from stages.images.outcome import PASSING, Failed, Fetched, Outcome, Picture, Source
 from stages.images.part import Part
 from stages.images.plan import plan, shared_paths
 from stages.images.verify import verified
@@ -67,6 +67,8 @@ async def _fetch_all(
                 for number, (link, places, reason) in waiting:
                     arrivals.put(number, await fetcher.obtain(link, places, reason))
                     advance()
+                    # many outcomes known at once, as of expired links, keep no answer waiting
+                    await asyncio.sleep(0)
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(params.connections):
@@ -181,7 +183,8 @@ class Fetcher:
         path.parent.mkdir(exist_ok=True)
         part = Part(path)
         if failed := await self.asker.ask(link, part, source):
-            part.forget()
+            if failed.reason not in PASSING:  # else another run goes on with what came
+                part.forget()
             return failed
         outcome = await self.judge(part.body, source, link)
         if isinstance(outcome, Fetched) or outcome == Failed("too_small"):

@@ -10,12 +10,14 @@ rows: the next pass asks anew.
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from stages.harness.files import replacing, sha256_bytes
 from stages.images.link import picture_key
+from stages.images.numbers import Numbers
 from stages.images.outcome import PASSING, REASONS, Picture
 
 INDEX = "index.txt"
@@ -48,8 +50,10 @@ class Kept:
         self._failures = self._read_journal()
         self.packs = folder / "packs"
         self.packs.mkdir(exist_ok=True)
-        self._index = self._read_index()
-        self._live = Counter(packed.pack for packed in self._index.values())
+        self._lines, self._live = Numbers(), Counter[str]()
+        if self._read_index():
+            self._tidy_index()
+            self._read_index()
         self.drop_dead_packs()
 
     def picture_path(self, link: str) -> Path:
@@ -59,7 +63,17 @@ class Kept:
 
     def packed(self, link: str) -> Packed | None:
         """Say which pack holds the picture of a link, if one does."""
-        return self._index.get(_picture_name(link))
+        name = _picture_name(link)
+        at = self._lines.get(name)
+        if at is None:
+            return None
+        try:
+            with (self.packs / INDEX).open("rb") as file:
+                file.seek(at)
+                found = _read_line(file.readline())
+        except FileNotFoundError:  # somebody made room, as may be done at any time
+            return None
+        return found[1] if found and found[0] == name else None
 
     def begin_packs(self) -> Path:
         """Make a folder for the shards of this run.
@@ -73,11 +87,13 @@ class Kept:
 
     def pack(self, link: str, packed: Packed) -> None:
         """Write down that a pack holds a picture; whatever held it before may go."""
-        name = _picture_name(link)
-        with (self.packs / INDEX).open("a", encoding="ascii") as file:
-            file.write(_index_line(name, packed))
-        before = self._index.get(name)
-        self._index[name] = packed  # first, for another link may look for the picture now
+        name, before = _picture_name(link), self.packed(link)
+        with (self.packs / INDEX).open("ab") as file:
+            # the line break first: a line that a kill cut short must not spoil this one
+            file.write(b"\n")
+            at = file.tell()
+            file.write(json.dumps([name, *astuple(packed)]).encode())
+        self._lines.put(name, at)  # first, for another link may look for the picture now
         self.picture_path(link).unlink(missing_ok=True)
         self._live[packed.pack] += 1
         if before:
@@ -87,11 +103,14 @@ class Kept:
 
     def unpack(self, link: str) -> None:
         """Forget a picture whose pack does not hold it any more."""
-        self._live[self._index.pop(_picture_name(link)).pack] -= 1
+        if packed := self.packed(link):
+            self._live[packed.pack] -= 1
+            self._lines.put(_picture_name(link), -1)
 
     def failure(self, link: str) -> str | None:
         """Give the reason for which a link failed for good in this pass."""
-        return self._failures.get(_name(link))
+        number = self._failures.get(_name(link))
+        return None if number is None else REASONS[number]
 
     def remember(self, link: str, reason: str) -> None:
         """Write down that a link failed, unless asking again may help."""
@@ -102,25 +121,38 @@ class Kept:
     def end_pass(self) -> None:
         """Forget failures, for all rows had their answer: the next pass asks anew."""
         self._journal.unlink(missing_ok=True)
-        self._failures.clear()
+        self._failures = Numbers()
 
-    def _read_index(self) -> dict[str, Packed]:
-        """Read the index, the last line of each picture; then write these alone."""
-        path, known = self.packs / INDEX, dict[str, Packed]()
-        if not path.is_file():
-            return known
-        lines = path.read_text("ascii", errors="replace").splitlines()
-        for line in lines:
-            try:
-                name, pack, at, size, original_size, picture = json.loads(line)
-                known[name] = Packed(pack, at, size, original_size, Picture(*picture))
-            except (ValueError, TypeError):
-                continue  # blank, or cut short
+    def _read_index(self) -> bool:
+        """Note where the last line of each picture is; say whether there are others, too."""
+        self._lines, self._live, is_untidy = Numbers(), Counter[str](), False
         there = {f"{p.parent.name}/{p.name}" for p in self.packs.glob("*/*.tar")}
-        known = {name: packed for name, packed in known.items() if packed.pack in there}
-        with replacing(path) as scratch:
-            scratch.write_text("".join(map(_index_line, known, known.values())), "ascii")
-        return known
+        for at, line in self._index_lines():
+            found = _read_line(line)
+            if found and found[1].pack in there:
+                name, packed = found
+                is_untidy |= self._lines.get(name) is not None
+                self._lines.put(name, at)
+                self._live[packed.pack] += 1
+            else:
+                is_untidy |= bool(line.strip())
+        return is_untidy
+
+    def _index_lines(self) -> Iterator[tuple[int, bytes]]:
+        path, at = self.packs / INDEX, 0
+        if path.is_file():
+            with path.open("rb") as file:
+                for line in file:
+                    yield at, line
+                    at += len(line)
+
+    def _tidy_index(self) -> None:
+        """Write the last line of each picture, and these alone."""
+        path = self.packs / INDEX
+        with replacing(path) as scratch, path.open("rb") as old, scratch.open("wb") as new:
+            for at in self._lines.all().tolist():
+                old.seek(at)
+                new.write(b"\n" + old.readline().strip())
 
     def drop_dead_packs(self) -> None:
         """Delete packs that keep nothing; those of this run must be published by then."""
@@ -131,18 +163,25 @@ class Kept:
             if not any(folder.iterdir()):
                 shutil.rmtree(folder)
 
-    def _read_journal(self) -> dict[str, str]:
-        if not self._journal.exists():
-            return {}
-        # a kill may leave half a line, and the next line glued to it
-        lines = (line.split(" ") for line in self._journal.read_text("ascii").splitlines())
-        known = {fields[0]: fields[1] for fields in lines if len(fields) == 2}
-        return {name: reason for name, reason in known.items() if reason in REASONS}
+    def _read_journal(self) -> Numbers:
+        known, numbers = Numbers(), {reason: number for number, reason in enumerate(REASONS)}
+        if self._journal.exists():
+            with self._journal.open(encoding="ascii") as file:
+                for line in file:
+                    # a kill may leave half a line, and the next line glued to it
+                    fields = line.split()
+                    if len(fields) == 2 and len(fields[0]) == 64 and fields[1] in numbers:
+                        known.put(fields[0], numbers[fields[1]])
+        return known
 
 
-def _index_line(name: str, packed: Packed) -> str:
-    # the line break first: a line that a kill cut short must not spoil this one
-    return "\n" + json.dumps([name, *astuple(packed)])
+def _read_line(line: bytes) -> tuple[str, Packed] | None:
+    """Read a line of the index: the picture's name, and where it is; None: it is cut short."""
+    try:
+        name, pack, at, size, original_size, picture = json.loads(line)
+        return name, Packed(pack, at, size, original_size, Picture(*picture))
+    except (ValueError, TypeError):
+        return None
 
 
 @lru_cache(1024)  # asked several times while its picture comes

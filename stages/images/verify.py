@@ -7,7 +7,10 @@ its size in pixels are known to be among those expected.
 import io
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Condition, Lock
 
 from PIL import Image
 
@@ -27,8 +30,40 @@ SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp"}
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 DEFLATE_RATIO = 1032  # zlib shrinks nothing further: https://zlib.net/zlib_tech.html
+DECODED_BYTES = {"JPEG": 12, "WEBP": 16}  # a pixel, at most, while Pillow decodes it
+ROOM_BYTES = 256 << 20  # for all that are decoded at once; a picture that takes more comes alone
 # What Pillow's readers raise on broken files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)
+
+
+class Room:
+    """An amount of memory that threads share: who finds none left waits."""
+
+    def __init__(self, size: int) -> None:
+        """Begin empty.
+
+        Args:
+            size: in bytes.
+        """
+        self.size = size
+        self._taken = 0
+        self._next, self._changed = Lock(), Condition()
+
+    @contextmanager
+    def taken(self, size: int) -> Iterator[None]:
+        """Wait for room and hold it; who wants more than there is gets all, when it is empty."""
+        with self._next, self._changed:  # in turn, or many small ones would keep out a large one
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self.size)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= size
+                self._changed.notify_all()
+
+
+DECODING = Room(ROOM_BYTES)
 
 
 def picture_format(head: bytes) -> str | None:
@@ -94,11 +129,19 @@ def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] 
     try:
         with Image.open(io.BytesIO(content), formats=[name]) as image:
             width, height = image.size
-            if width * height <= max_pixels:
-                image.load()
+        del image
+        if width * height <= max_pixels:
+            with DECODING.taken(width * height * DECODED_BYTES[name]):
+                _decode(content, name)
     except BROKEN:
         return None
     return width, height
+
+
+def _decode(content: bytes, name: str) -> None:
+    """Decode a picture completely, and hold nothing of it."""
+    with Image.open(io.BytesIO(content), formats=[name]) as image:
+        image.load()
 
 
 def png_size(content: bytes, max_pixels: int) -> tuple[int, int] | None:

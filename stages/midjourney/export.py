@@ -112,7 +112,7 @@ class Export:
 
     def _parquet_batches(self) -> Iterator[pa.RecordBatch]:
         read = 0
-        with pq.ParquetFile(self.path, pre_buffer=False) as file:
+        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
             for batch in file.iter_batches(
                 BATCH_ROWS, columns=list(self.layout.columns), use_threads=False
             ):
