@@ -23,6 +23,7 @@ from stages.harness.counted import counted
 from stages.harness.files import sha256_json, write_json
 from stages.harness.params import load_params
 from stages.harness.paths import clear_errors, stage_paths
+from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive, replacing_folder, work_dir
 from stages.images.arrivals import Arrivals
 from stages.images.download_params import DownloadParams
@@ -31,7 +32,6 @@ from stages.images.kept import Kept, Packed
 from stages.images.mirror import check_mirrors
 from stages.images.outcome import Fetched
 from stages.images.pairs import Pairs, count_pairs, read_pairs
-from stages.images.recent import RecentProgress
 from stages.images.shards import Sample, write_shards
 from stages.images.tally import check_yield, count_outcomes, row_outcomes
 
@@ -131,7 +131,7 @@ def run(
     with exclusive(work), replacing_folder(out, "*.tar") as shards:
         kept = Kept(work, pass_name(params))
         table = read_pairs(pairs, work / "rows")
-        progress = RecentProgress("download", table.pictures)
+        progress = Progress("download", table.pictures)
         arrivals = Arrivals(table.takers())
         with ThreadPoolExecutor(1) as thread:
             packing = thread.submit(pack, table, arrivals, kept, params.shard_size)

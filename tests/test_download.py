@@ -65,7 +65,6 @@ from stages.images.plan import (
     read_links,
     shared_paths,
 )
-from stages.images.recent import RecentProgress
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
@@ -891,19 +890,6 @@ def test_without_links_nobody_is_asked_and_no_word_is_needed(
     expired = f"{image_server.link('fox')}?ex=65a00000&is=64a00000&hm=ab"
     assert downloaded(tmp_path, {"fox": expired}, params)["fetched"] == 1
     assert not image_server.asked
-
-
-def test_the_time_left_is_that_of_the_network_once_mirrors_gave_what_they_have() -> None:
-    progress = RecentProgress("download", 100_000)
-    progress.done = 20_000
-    assert progress.line(10.0) == "download: 20,000/100,000, 2,000/s, 0:40 left"
-    for second in range(20, 200, 10):
-        progress.done += 200
-        line = progress.line(float(second))
-    assert line == "download: 23,600/100,000, 20/s, 1:03:40 left"
-    assert progress.line(500.0) == "download: 23,600/100,000"  # nothing for minutes
-    progress.done = 100_000
-    assert progress.line(1000.0) == "download: 100,000/100,000 in 16:40, 100/s"
 
 
 def test_a_missing_mirror_is_named(tmp_path: Path) -> None:

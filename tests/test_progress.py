@@ -84,3 +84,10 @@ def test_the_end_tells_the_rate_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.close()
     lines = log.getvalue().splitlines()
     assert lines == ["job: 10/100", *["job: 100/100 in 0:50, 2/s"] * 2]
+
+
+def test_a_fast_rate_is_told_in_whole_numbers_and_a_slow_one_in_three_digits() -> None:
+    progress = Progress("download", 30_000)
+    progress.advance(30_000)
+    assert progress.line(15.0) == "download: 30,000/30,000 in 0:15, 2,000/s"
+    assert progress.line(60_000.0) == "download: 30,000/30,000 in 16:40:00, 0.5/s"

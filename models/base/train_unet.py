@@ -42,13 +42,14 @@ from stages.harness.params import Params, load_params
 from stages.harness.paths import clear_errors, stage_paths
 from stages.harness.scratch import exclusive, work_dir
 from stages.training.checkpoint import (
-    interruptions,
     load_checkpoint,
     load_optimizer_state,
     optimizer_state,
     save_checkpoint,
 )
+from stages.training.interruption import AskedToStopError, Interruptions
 from stages.training.loss import min_snr_weights, prediction_errors, stratified_timesteps
+from stages.training.ranks import alone
 
 STYLED_SHARE = 0.65  # of captions name their style; the rest draw in any
 MAX_GRADIENT_NORM = 1.0
@@ -301,7 +302,7 @@ def train(encoded: Encoded, params: UnetParams, seed: int, scratch: Path) -> UNe
         scratch: for checkpoints of this run alone.
 
     Raises:
-        SystemExit: after SIGTERM or SIGINT, with a checkpoint written.
+        KeyboardInterrupt, SystemExit: after SIGINT or SIGTERM, with a checkpoint written.
     """
     run = Run(encoded, params, seed)
     if state := load_checkpoint(scratch, print):
@@ -310,16 +311,18 @@ def train(encoded: Encoded, params: UnetParams, seed: int, scratch: Path) -> UNe
         run.unet.compile(dynamic=False)
     pace = Pace("unet", params.steps, run.step)
     saved = time.monotonic()
-    with interruptions() as signal_received:
+    with Interruptions(alone()) as interruptions:
         while run.step < params.steps:
             pace.tick(run.step, run.advance())
-            number = signal_received()
-            if number or time.monotonic() - saved >= SAVE_EVERY_S:
+            try:
+                is_due = interruptions.heed(time.monotonic() - saved >= SAVE_EVERY_S)
+            except AskedToStopError as request:
+                save_checkpoint(scratch, run.step, run.state())
+                print(f"saved at step {run.step}; start again to go on", flush=True)
+                raise request.end from None
+            if is_due:
                 save_checkpoint(scratch, run.step, run.state())
                 saved = time.monotonic()
-            if number:
-                print(f"saved at step {run.step}; start again to go on", flush=True)
-                raise SystemExit(128 + number)
     return run.averaged()
 
 

@@ -69,8 +69,8 @@ class Progress:
         if rate is None:
             return text
         if self.done >= self.total:
-            return f"{text} in {clock(elapsed_s)}, {rate:.3g}/s"
-        return f"{text}, {rate:.3g}/s, {clock((self.total - self.done) / rate)} left"
+            return f"{text} in {clock(elapsed_s)}, {_told(rate)}"
+        return f"{text}, {_told(rate)}, {clock((self.total - self.done) / rate)} left"
 
     def rate(self, elapsed_s: float) -> float | None:
         """Give the units a second: at the end of all, before it of late; None if not known."""
@@ -98,6 +98,10 @@ class Progress:
             return
         self.stream.write(f"\r\x1b[K{line}" if self.is_terminal else f"{line}\n")
         self.stream.flush()
+
+
+def _told(rate: float) -> str:
+    return f"{rate:,.0f}/s" if rate >= 100 else f"{rate:.3g}/s"
 
 
 def clock(seconds: float) -> str:
