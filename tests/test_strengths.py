@@ -72,7 +72,7 @@ def coverage(prompts: int, votes: int, spread: float, runs: int) -> tuple[float,
 
 @pytest.mark.parametrize(
     ("prompts", "votes", "spread"),
-    [(21, 400, 0.0), (21, 400, 1.0), (6, 100, 0.5)],
+    [(21, 400, 0.0), (21, 400, 1.0), (6, 100, 0.5), (6, 24, 0.0)],
 )
 def test_95_percent_intervals_hold_the_truth_in_93_to_97_of_100_simulations(
     prompts: int, votes: int, spread: float
