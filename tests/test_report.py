@@ -402,13 +402,16 @@ def test_on_a_phone_no_text_is_cut_and_no_row_of_the_ancestry_is_a_tower(site: P
         assert said == []
 
 
-def test_on_a_phone_every_part_is_a_tap_away_and_its_heading_is_not_covered(site: Path) -> None:
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_every_part_is_a_tap_away_and_its_heading_is_not_covered(
+    site: Path, width: int
+) -> None:
     with headless() as browser:
-        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page = browser.new_page(viewport={"width": width, "height": 844})
         page.goto((site / "index.html").as_uri())
         links = page.locator("nav a")
         right = "links => links.map(link => link.getBoundingClientRect().right)"
-        assert max(links.evaluate_all(right)) <= 390
+        assert max(links.evaluate_all(right)) <= width
         for place in [link.get_attribute("href") or "" for link in links.all()]:
             page.locator(f"nav a[href='{place}']").click()
             top = page.locator(f"{place} h2").bounding_box()
