@@ -145,7 +145,7 @@ def test_the_cache_keeps_pixels_and_how_they_were_drawn_and_nothing_else(tmp_pat
     assert cache.find(CELL) == path
     with Image.open(path) as kept:
         assert kept.tobytes() == picture.tobytes()
-        assert kept.info == {"parameters": CELL.parameters}
+        assert kept.info == {"parameters": CELL.parameters()}
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -153,7 +153,7 @@ def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
     cell = dataclasses.replace(
         CELL, negative_prompt="blurry", sampler="dpmpp_2m_karras", clip_skip=2, guidance=7.5
     )
-    assert cell.parameters == (
+    assert cell.parameters() == (
         "red apple\n"
         "Negative prompt: blurry\n"
         "Steps: 15, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 1, "
@@ -170,7 +170,7 @@ def test_the_parameters_of_a_picture_are_those_that_a1111_reads() -> None:
     ],
 )
 def test_a1111_is_told_the_schedule_and_whose_noise_it_is(sampler: str, said: str) -> None:
-    parameters = dataclasses.replace(CELL, sampler=sampler).parameters
+    parameters = dataclasses.replace(CELL, sampler=sampler).parameters()
     assert said in parameters
     assert ", RNG: CPU" in parameters
     assert parameters.endswith("multiplier: True") == (sampler != "ddim")

@@ -158,6 +158,15 @@ def test_the_page_shows_both_commits_beside_each_other_offline(tmp_path: Path, w
         assert not said
 
 
+def test_on_a_phone_no_figure_and_no_name_is_broken_over_two_lines(tmp_path: Path) -> None:
+    run("slow", "fast", tmp_path / "page")
+    with headless() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        page.goto((tmp_path / "page/index.html").as_uri())
+        heights = "cells => cells.map(cell => cell.getBoundingClientRect().height)"
+        assert max(page.locator("tbody th, tbody td").evaluate_all(heights)) < 40
+
+
 def test_pictures_are_those_of_their_own_commit(tmp_path: Path) -> None:
     run("slow", "fast", tmp_path / "page")
     for side, red in (("before", 50), ("after", 100)):

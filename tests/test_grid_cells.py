@@ -30,6 +30,7 @@ from stages.drawing.cell import DRAWING_VERSION, Cell
 from stages.drawing.grid_params import GridParams, PromptSet, planned_cells
 from stages.drawing.manifest import read_manifest
 from stages.harness.named import named_weights
+from stages.lineage.noise_schedule import ZERO_TERMINAL_SNR
 from stages.sheets.arrange import sheets
 from tests.tiny_clip import make_tiny_clip
 from tests.tiny_grid import (
@@ -260,6 +261,30 @@ def test_a_picture_that_is_not_finite_costs_no_other_of_its_batch(
     kinds = [type(outcome) for outcome in drawn.values()]
     assert kinds == [Image.Image, FloatingPointError, Image.Image]
     assert draws == [[0, 1, 2]], "once"
+
+
+@pytest.mark.parametrize("one_is_broken", [False, True])
+def test_the_text_of_a_picture_names_a_noise_schedule_that_ends_in_pure_noise(
+    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_is_broken: bool
+) -> None:
+    def noise(seed: int, *words: Any) -> Tensor:
+        broken = one_is_broken and seed == PARAMS.seeds[0]
+        return initial_noise(seed, *words) * (float("nan") if broken else 1)
+
+    monkeypatch.setattr("stages.diffusion.sample.initial_noise", noise)
+    parts, learnt = (zoo.sd.unet, zoo.sd.vae, zoo.sd.text_encoder), ZERO_TERMINAL_SNR
+    for name, metadata in (("plain", {}), ("pure", {learnt: "true"})):
+        save_single_file(tmp_path / f"{name}.safetensors", *parts, metadata)
+    weights = {name: tmp_path / f"{name}.safetensors" for name in ("plain", "pure")}
+    draw_grid(weights, zoo.config, tmp_path / "out")
+    texts: dict[str, list[str]] = {name: [] for name in weights}
+    for entry in read_manifest(tmp_path / "out").entries:
+        if entry.file:
+            with Image.open(tmp_path / "out" / entry.file) as shown:
+                texts[entry.model].append(shown.info["parameters"])
+    assert {len(said) for said in texts.values()} == {CELLS // (1 + one_is_broken)}
+    assert all("RNG: CPU, Noise Schedule: Zero Terminal SNR, SGM" in t for t in texts["pure"])
+    assert not any("Noise Schedule" in text for text in texts["plain"])
 
 
 def test_a_model_of_broken_weights_is_marked_and_a_grid_of_nothing_else_fails(

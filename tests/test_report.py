@@ -402,6 +402,54 @@ def test_on_a_phone_no_text_is_cut_and_no_row_of_the_ancestry_is_a_tower(site: P
         assert said == []
 
 
+@pytest.mark.parametrize("width", [320, 390])
+def test_on_a_phone_every_part_is_a_tap_away_and_its_heading_is_not_covered(
+    site: Path, width: int
+) -> None:
+    with headless() as browser:
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.goto((site / "index.html").as_uri())
+        links = page.locator("nav a")
+        right = "links => links.map(link => link.getBoundingClientRect().right)"
+        assert max(links.evaluate_all(right)) <= width
+        for place in [link.get_attribute("href") or "" for link in links.all()]:
+            page.locator(f"nav a[href='{place}']").click()
+            top = page.locator(f"{place} h2").bounding_box()
+            bar = page.locator("nav").bounding_box()
+            assert top
+            assert bar
+            assert top["y"] >= bar["y"] + bar["height"], place
+
+
+def test_on_a_phone_curves_have_letters_to_read(site: Path) -> None:
+    with headless() as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto((site / "index.html").as_uri())
+        scale = "svg => svg.getBoundingClientRect().width / svg.viewBox.baseVal.width"
+        assert page.locator(".curves svg").first.evaluate(scale) > 0.95
+
+
+def test_intervals_are_drawn_where_there_is_room_and_told_on_a_phone_too(
+    recipe: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(recipe, copy)
+    path = copy / "reports/select/final.json"
+    final = json.loads(path.read_text("utf-8"))
+    for figures in final["candidates"].values():
+        figures.update(score_low=figures["score"] - 1, score_high=figures["score"] + 1)
+    write_json(path, final)
+    run(sources(copy), tmp_path / "site", PARAMS, ALL_PARAMS)
+    with headless() as browser:
+        page = browser.new_page()
+        page.goto((tmp_path / "site/index.html").as_uri())
+        for width, is_drawn in ((1280, True), (390, False)):
+            page.set_viewport_size({"width": width, "height": 844})
+            assert page.locator(".whisker").first.is_visible() == is_drawn
+            assert page.get_by_text("20.000 to 22.000").is_visible()
+            assert page.locator("#choices code").last.is_visible()
+
+
 def test_the_release_shows_its_own_pictures(recipe: Path, site: Path) -> None:
     cells = recipe / "reports" / "cells" / "cocktails" / "row2"
     shown = files(site / "pictures" / "release")

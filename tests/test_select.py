@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -683,18 +684,23 @@ def test_students_quantiles_are_those_of_the_tables(freedom: int, wanted: float)
     assert student_t(0.975, freedom) == pytest.approx(wanted, abs=0.004)
 
 
-@pytest.mark.parametrize(("prompts", "is_clear"), [(3, False), (20, True)])
+@pytest.mark.parametrize("prompts", [3, 20])
+@pytest.mark.parametrize(("number", "is_clear"), [(8, False), (20, True)])
 def test_votes_that_all_agree_leave_an_interval_as_wide_as_so_few_votes_do(
-    choosing: Choosing, tmp_path: Path, prompts: int, is_clear: bool
+    tmp_path: Path, prompts: int, number: int, is_clear: bool
 ) -> None:
-    choosing.votes = tmp_path / "votes"
-    choosing.votes.mkdir()
-    lines = [vote_line("a", "b", f"prompt {n % prompts}", n, "a") for n in range(20)]
-    (choosing.votes / "anna.jsonl").write_text("\n".join(lines))
-    report = choosing.one(["a", "b"])
-    assert (report["choice"], report["is_clear"]) == ("a", is_clear)
-    figures = report["candidates"]["a"]
-    assert figures["votes_high"] - figures["votes_low"] > 1
+    votes = tmp_path / "votes"
+    votes.mkdir()
+    lines = [vote_line("a", "b", f"prompt {n % prompts}", n, "a") for n in range(number)]
+    (votes / "anna.jsonl").write_text("\n".join(lines))
+    rule = replace(RULE, min_votes=8)
+    weights = named_weights(make_weights(tmp_path / "weights", ["a", "b"]))
+    measures = Measures([], None, votes, None, "test")
+    (evidence,), _ = gather(weights, measures, rule)
+    lead = difference("a", "b", evidence, 0.95)
+    assert lead
+    assert lead.is_clear == is_clear
+    assert lead.high - lead.low == pytest.approx(2 * 1.96 * evidence.error("a", "b"), rel=0.001)
 
 
 def test_intervals_resample_prompts_not_pictures() -> None:

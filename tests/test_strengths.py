@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from stages.choice.scores import interval
+from stages.choice.scores import interval, resampled_prompts
 from stages.choice.strengths import davidson, floors, resampled_strengths, standard_errors
 from stages.choice.votes import Vote
 
@@ -71,7 +71,8 @@ def coverage(prompts: int, votes: int, spread: float, runs: int) -> tuple[float,
 
 
 @pytest.mark.parametrize(
-    ("prompts", "votes", "spread"), [(21, 400, 0.0), (21, 400, 1.0), (6, 100, 0.5)]
+    ("prompts", "votes", "spread"),
+    [(21, 400, 0.0), (21, 400, 1.0), (6, 100, 0.5), (6, 24, 0.0)],
 )
 def test_95_percent_intervals_hold_the_truth_in_93_to_97_of_100_simulations(
     prompts: int, votes: int, spread: float
@@ -109,6 +110,18 @@ def test_davidsons_model_finds_known_strengths() -> None:
 def test_davidsons_model_of_two_without_ties_is_the_logit_of_the_wins() -> None:
     found = davidson(np.array([[750.0, 250.0, 0.0]]), [(0, 1)], 2)
     assert found[0] - found[1] == pytest.approx(np.log(3), abs=0.01)
+
+
+def test_a_resampling_moves_strengths_as_a_fit_to_it_would_where_votes_are_many() -> None:
+    names = ["a", "b", "c"]
+    truth = {"a": 0.5, "b": 0.0, "c": -0.5}
+    votes = simulated_votes(truth, prompts=21, votes=4000, seed=1, spread=0.5)
+    strengths, resampled = resampled_strengths(votes, names, 3, seed=7)
+    for taken, found in zip(resampled_prompts(21, 3, seed=7), resampled.T, strict=True):
+        again = [vote for vote in votes for _ in range(taken[int(vote.prompt[1:])])]
+        fitted, _ = resampled_strengths(again, names, 1, seed=1)
+        assert found - strengths == pytest.approx(fitted - strengths, abs=0.01)
+        assert np.abs(found - strengths).max() > 0.04
 
 
 def test_who_wins_every_vote_has_a_finite_strength() -> None:

@@ -490,6 +490,9 @@ def test_it_fits_a_phone(browser: Browser, site: Path) -> None:
     all_loaded(phone)
     assert phone.evaluate("document.documentElement.scrollWidth") <= 390
     assert phone.locator("#scroll").evaluate("s => s.clientHeight") > 350
+    second = cell(phone, 0, 1).bounding_box()
+    assert second
+    assert second["x"] + second["width"] <= 390  # two models side by side
     cell(phone, 0, 0).tap()
     expect(phone.locator("#compare")).to_be_visible()
     assert phone.locator("#compare").evaluate("d => d.scrollWidth") <= 390

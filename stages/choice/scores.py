@@ -163,15 +163,17 @@ def interval(
         resampled: (samples,) the figure of each resampling.
         confidence: of the interval, as 0.95.
         prompts: that were resampled; of fewer than MIN_PROMPTS it is endless.
-        floor: a standard error that prompts which happen to agree must not take it below.
+        floor: a standard error that prompts which happen to agree must not take it below. It is
+            not estimated from prompts, so that its multiple is the normal one.
 
     Source: T. Hesterberg, What Teachers Should Know About the Bootstrap (arXiv 1411.5279),
         section 4.1.3 on the two causes, and its t interval with a bootstrap standard error.
     """
     if prompts < MIN_PROMPTS:
         return -math.inf, math.inf
-    t = student_t(1 - (1 - confidence) / 2, prompts - 1)
-    half = t * max(float(resampled.std()) * math.sqrt(prompts / (prompts - 1)), floor)
+    share = 1 - (1 - confidence) / 2
+    spread = float(resampled.std()) * math.sqrt(prompts / (prompts - 1))
+    half = max(student_t(share, prompts - 1) * spread, NormalDist().inv_cdf(share) * floor)
     centre = float(resampled.mean())
     return centre - half, centre + half
 

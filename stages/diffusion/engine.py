@@ -2,7 +2,7 @@
 
 import gc
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from stages.diffusion.crew import Crew
 from stages.diffusion.model import Models
 from stages.diffusion.render import Easel
 from stages.diffusion.sample import BrokenPicturesError, SamplingParams, draw
+from stages.diffusion.samplers import levels_of
 from stages.drawing.cache import CellCache
-from stages.drawing.cell import Cell
+from stages.drawing.cell import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, Cell
 from stages.drawing.collector import Collector
 from stages.drawing.column import Column
 from stages.harness.scratch import work_dir
@@ -169,14 +170,27 @@ def open_model(weights: Path, config: Path, easels: Easels) -> Draw:
             guidance=cell.guidance,
             negative_prompt=cell.negative_prompt,
         )
-        return draw(
-            loaded[kind],
-            [cell.prompt for cell in cells],
-            [cell.seed for cell in cells],
-            cell.width,
-            cell.height,
-            sampling,
-            cell.clip_skip,
-        )
+        try:
+            pictures = draw(
+                loaded[kind],
+                [cell.prompt for cell in cells],
+                [cell.seed for cell in cells],
+                cell.width,
+                cell.height,
+                sampling,
+                cell.clip_skip,
+            )
+        except BrokenPicturesError as error:
+            _note_schedule(loaded[kind], filter(None, error.pictures))
+            raise
+        _note_schedule(loaded[kind], pictures)
+        return pictures
 
     return draw_cells
+
+
+def _note_schedule(models: Models, pictures: Iterable[Image.Image]) -> None:
+    """Name a noise schedule that ends in pure noise, without which A1111 draws other pictures."""
+    if levels_of(models.noise_scheduler).is_zero_terminal:
+        for picture in pictures:
+            picture.info[NOISE_SCHEDULE] = ZERO_TERMINAL_SNR

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from stages.drawing.cell import Cell
+from stages.drawing.cell import NOISE_SCHEDULE, Cell
 from stages.harness.files import link_or_copy
 
 PNG_LEVEL = 1  # of zlib: 3 times as quick as its own choice of 6, files a sixth larger
@@ -24,7 +24,12 @@ class CellCache:
         return path if path.is_file() else None
 
     def put(self, cell: Cell, picture: Image.Image) -> Path:
-        """Keep a picture: lossless, its text says how it was drawn, and nothing else is in it."""
+        """Keep a picture: lossless, its text says how it was drawn, and nothing else is in it.
+
+        Args:
+            cell: says how it was drawn.
+            picture: its `info` may name the model's noise schedule, which the cell does not know.
+        """
         path = self._path(cell)
         path.parent.mkdir(parents=True, exist_ok=True)
         # The process's own name: two grids may draw one cell at one time, and either may win.
@@ -33,7 +38,7 @@ class CellCache:
             with scratch.open("wb") as file:
                 bare = Image.frombytes(picture.mode, picture.size, picture.tobytes())
                 text = PngInfo()
-                text.add_text("parameters", cell.parameters)
+                text.add_text("parameters", cell.parameters(picture.info.get(NOISE_SCHEDULE)))
                 bare.save(file, format="PNG", pnginfo=text, compress_level=PNG_LEVEL)
                 file.flush()
                 os.fsync(file.fileno())

@@ -9,6 +9,7 @@ DRAWING_VERSION = 3  # raise it when stages.diffusion draws other pixels from th
 LIBRARIES = ("torch", "diffusers", "transformers")
 TORCH, COMFYUI = "torch", "comfyui"  # engines
 OF_TORCH = ("config", "dtype", "batch_size", "compile", "vae_tile_px")  # what no server is told
+NOISE_SCHEDULE, ZERO_TERMINAL_SNR = "Noise Schedule", "Zero Terminal SNR"  # A1111's words, too
 SAMPLER_NAMES = {  # as A1111 calls them: sampler, schedule
     "ddim": ("DDIM", "Automatic"),  # it has no other
     "dpmpp_2m": ("DPM++ 2M", "Uniform"),  # for it "Automatic" is Karras
@@ -45,14 +46,17 @@ class Cell:
         left_out = () if self.engine == TORCH else OF_TORCH
         return sha256_json({n: getattr(self, n) for n in self.__slots__ if n not in left_out})
 
-    @property
-    def parameters(self) -> str:
+    def parameters(self, noise_schedule: str | None = None) -> str:
         """Write how the picture was drawn, as A1111 does into a PNG's text.
 
         What it does not say, A1111 takes from its user's settings: noise of the GPU, and first
         noise that is weaker by the picture's share, which its DDIM never is.
 
-        Source: `create_infotext` of AUTOMATIC1111's web UI, version 1.10.
+        Args:
+            noise_schedule: the model's, as A1111 calls it; None if it is the usual one.
+
+        Source: `create_infotext` of AUTOMATIC1111's web UI, version 1.10, and for the noise
+            schedule its `apply_alpha_schedule_override`.
         """
         lines = [self.prompt]
         if self.negative_prompt:
@@ -68,6 +72,7 @@ class Cell:
             "Model hash": self.weights[:10],
             "Clip skip": self.clip_skip if self.clip_skip > 1 else None,
             "RNG": "CPU",
+            NOISE_SCHEDULE: noise_schedule,
             "SGM noise multiplier": None if self.sampler == "ddim" else True,
         }
         lines.append(

@@ -43,7 +43,7 @@ def draw_run(run: Run, picked: int | None) -> str:
     epochs = [row.epoch for row in run.epochs]
     losses = [row.val_loss for row in run.epochs]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+        figure = Figure(figsize=(4.6, 4.2), layout="constrained")
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2.4, 1))
         upper.fill_between(
             epochs,
@@ -94,7 +94,7 @@ def draw_both(before: Run | None, after: Run | None, *names: str) -> str:
         An `<svg>` element.
     """
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.0), layout="constrained")
         axes = figure.subplots()
         labels = []
         sides = zip((before, after), names, (INK, VALIDATION), ("o:", "o-"), strict=True)

@@ -12,7 +12,8 @@ const make = (kind, name, text) => {
 const OVERSCAN = 2;
 
 // ---- what is shown; all of it stands in the address, so that a link leads back to it
-const state = { grid: 0, x: "model", y: "prompt", fixed: {}, category: "", words: "", zoom: 160, cell: null, focus: [0, 0], open: null, mode: "side" };
+const ZOOM = Math.max(40, Math.min(160, Math.floor(innerWidth * .37))); // two columns and the labels fit a phone
+const state = { grid: 0, x: "model", y: "prompt", fixed: {}, category: "", words: "", zoom: ZOOM, cell: null, focus: [0, 0], open: null, mode: "side" };
 let grid, columns = [], rows = [], rowNumbers, lookup, labelWidth = 0, headHeight = 0, shown = new Map(), heads = new Map(), waiting = false, returning = false;
 
 function readAddress() {
