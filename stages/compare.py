@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from markupsafe import Markup
 
@@ -167,7 +168,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     with clear_errors():
-        found = run(options.before, options.after, options.out, options.cells)
+        try:
+            found = run(options.before, options.after, options.out, options.cells)
+        except DvcException as error:
+            raise ValueError(f"DVC: {error}") from error
         for change in found.params:
             print(f"{change.name}: {_value(change.before)} -> {_value(change.after)}")
         changed = sum(grid.changed for grid in found.grids)

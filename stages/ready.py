@@ -31,6 +31,7 @@ from stages.storage.conflict import refuse_unresolved
 
 PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
 SOON_S = 5.0  # `dvc status` and the like are done by then
+ABANDONED_S = 3600.0  # a copy that nobody wrote to for so long, in a cache that others may share
 
 DVC_SCRATCH = re.compile(r"\.[0-9A-Za-z_-]{22}\.tmp")  # a copy from its cache that was cut short
 MADE = ("data", "models", "reports")  # where outs lie
@@ -79,12 +80,7 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
             f"what it did is kept\n  kill {process.pid}"
         )
     (root / ".dvc/tmp/rwlock").unlink(missing_ok=True)  # all who are named in it are dead
-    for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
-        if DVC_SCRATCH.fullmatch(path.name):
-            path.unlink()
-    for folder in (cache_folder(root) / "runs").glob("*/*"):
-        with suppress(OSError):  # it holds records; DVC fails at one that holds none
-            folder.rmdir()
+    _clear_copies(root)
     if mended := mend_lock_file(root / "dvc.lock"):
         committed, lost = mended
         say(
@@ -93,6 +89,21 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
             f"{': ' if lost else ''}{', '.join(lost)}. "
             "DVC compares all of them with the files, and makes what it misses"
         )
+
+
+def _clear_copies(root: Path) -> None:
+    """Take away copies and records of runs that a killed DVC did not finish."""
+    for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
+        if DVC_SCRATCH.fullmatch(path.name):
+            path.unlink()
+    for path in cache_folder(root).glob("files/md5/??/.*.tmp"):  # as a killed pull leaves them
+        with suppress(OSError):  # another's, or gone meanwhile
+            is_old = time.time() - path.stat().st_ctime > ABANDONED_S
+            if DVC_SCRATCH.fullmatch(path.name) and is_old:
+                path.unlink()
+    for folder in (cache_folder(root) / "runs").glob("*/*"):
+        with suppress(OSError):  # it holds records; DVC fails at one that holds none
+            folder.rmdir()
 
 
 def main() -> None:

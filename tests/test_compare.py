@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -308,3 +309,22 @@ def test_a_curve_bears_its_branch_s_name_whatever_matplotlib_reads_into_it(name:
     drawn = draw_both(Run("64", epochs, None, []), Run("64", epochs, None, []), name, "main")
     assert f"{name}: 0.10000 at epoch 0" in drawn
     assert "main: 0.10000 at epoch 0" in drawn
+
+
+def test_a_config_that_dvc_cannot_read_is_told_in_words(
+    repository: Repository, tmp_path: Path
+) -> None:
+    config = repository.folder / ".dvc/config.local"
+    config.write_text("{", encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "stages.compare", "slow", "fast", "--out", tmp_path / "page"],
+        cwd=repository.folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    config.unlink()
+    assert done.returncode == 1
+    assert "DVC: config file error: Invalid line ('{')" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -342,6 +342,22 @@ def test_a_copy_that_dvc_did_not_finish_goes_and_nobody_else_s_file(tree: Path) 
     assert {p.name for p in (tree / "models/vodka").iterdir()} == {"mine.tmp", ".mine.tmp"}
 
 
+def test_a_copy_that_a_killed_pull_left_in_the_cache_goes_once_nobody_can_be_at_it(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tree / ".dvc/cache/files/md5/a2"
+    folder.mkdir(parents=True)
+    half, whole = folder / ".mL9PBgbAocotgKT8YW-B_Q.tmp", folder / ("0" * 30)
+    half.touch()
+    whole.touch()
+    ready.run(tree)
+    assert half.exists()  # another clone's pull may be writing it
+    monkeypatch.setattr(ready, "ABANDONED_S", -1.0)
+    ready.run(tree)
+    assert not half.exists()
+    assert whole.exists()
+
+
 # A DVC that is killed when it is about to write down a run that is done.
 KILLED_AT_ITS_RECORD = """
 import os, signal, sys

@@ -1,6 +1,7 @@
 """The committed reference run: what `make run` gives, in the figures that a clone compares with."""
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,12 @@ def test_the_lock_is_of_the_params_and_the_code_that_are_committed() -> None:
     lock = yaml.safe_load((ROOT / "dvc.lock").read_text("utf-8"))["stages"]
     params = yaml.safe_load((ROOT / "params.yaml").read_text("utf-8"))
     for name, stage in lock.items():
+        for dep in stage["deps"]:
+            if dep["path"].endswith(".py"):
+                code = (ROOT / dep["path"]).read_bytes()
+                assert hashlib.md5(code).hexdigest() == dep["md5"], (
+                    f"{name}: {dep['path']}; run `dvc repro`, commit dvc.lock"
+                )
         for key, value in stage.get("params", {}).get("params.yaml", {}).items():
             assert _look_up(params, key) == value, (
                 f"{name}: {key}; run `dvc repro`, commit dvc.lock"

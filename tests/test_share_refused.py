@@ -166,6 +166,24 @@ def test_an_unknown_remote_is_named_with_the_known_ones(graph: SharedGraph, tmp_
     done = graph.share("pull", "--remote", "attic")
     assert done.returncode != 0
     assert "no remote 'attic'; known: storage" in done.stderr
+    assert "\n  dvc remote add attic ssh://USER@HOST/FOLDER\n" in done.stderr
+    assert "\n  dvc remote modify attic verify true\n" in done.stderr
+
+
+def test_a_kind_of_remote_that_the_lock_does_not_reach_is_told(graph: SharedGraph) -> None:
+    error = refusal(graph, "push", "gs://bucket/recipe")
+    assert "remote 'storage': gs is supported, but requires 'dvc-gs'" in error
+    assert "\n  dvc remote modify storage url ADDRESS\n" in error
+
+
+def test_an_address_without_a_scheme_is_told_with_its_settings(
+    graph: SharedGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "someone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3secret")
+    error = refusal(graph, "push", "s3://bucket/recipe", endpointurl="127.0.0.1:9000")
+    assert "does not answer (Invalid endpoint: 127.0.0.1:9000)" in error
+    assert "dvc config --list --show-origin | grep storage" in error
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -221,6 +239,24 @@ def test_a_key_that_the_ssh_server_does_not_know_is_refused(
     assert "does not let us in" in error
     assert "dvc remote modify --local storage keyfile PATH" in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [(None, "[Errno 2] No such file or directory: '"), ("no key", "Invalid private key")],
+    ids=["absent", "no_key"],
+)
+def test_a_key_s_file_that_is_none_is_not_taken_for_a_folder_that_the_server_lacks(
+    graph: SharedGraph, sshd: SshServer, tmp_path: Path, content: str | None, why: str
+) -> None:
+    key = tmp_path / "my key"
+    if content:
+        key.write_text(content, encoding="utf-8")
+    error = refusal(graph, "push", f"{sshd.url}{tmp_path}", keyfile=key)
+    assert f"does not let us in ({why}" in error
+    assert "dvc remote modify --local storage keyfile PATH" in error
+    user, port = sshd.url.removeprefix("ssh://").split("@127.0.0.1:")
+    assert f"\n  ssh -p {port} -i '{key}' {user}@127.0.0.1\n" in error
 
 
 def test_a_folder_that_the_ssh_server_lacks_is_named(

@@ -1,17 +1,21 @@
 """The remote that DVC's config names: opened, and asked whether it answers."""
 
+import shlex
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from asyncssh import Error as SshError
+from asyncssh import KeyImportError
 from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
 from dvc.config import ConfigError, NoRemoteError, RemoteNotFoundError
 from dvc.data_cloud import Remote
 from dvc.repo import Repo
 
 ANSWER_S = 30.0  # a remote that says nothing for so long is called unreachable
-REMOTE_ERRORS = (OSError, BotoCoreError, SshError)  # of folders and sockets, of S3, of SSH
+# Of folders and sockets, of S3, of SSH; of a key or an address that neither of them can read.
+REMOTE_ERRORS = (OSError, BotoCoreError, SshError, ValueError)
 HOW_TO_ADD = """\
   dvc remote add --default storage s3://BUCKET/FOLDER
   dvc remote add --default storage ssh://USER@HOST/FOLDER
@@ -27,7 +31,7 @@ HOW_TO_BE_LET_IN = {
     "ssh": "have ssh-agent hold a key that the server knows, or name its file\n"
     "  dvc remote modify --local {name} keyfile PATH\n"
     "(--local: in .dvc/config.local, which Git ignores), and try\n"
-    "  ssh {host}",
+    "  {ssh}",
     "local": "ask the folder's owner for the right to read and write it",
 }
 
@@ -59,6 +63,17 @@ class Place:
     def explained(self, error: Exception) -> OSError:
         """Say in words what an error of the remote means, and the next command."""
         where = f"remote {self.name!r}, {self.address}"
+        is_refused = isinstance(
+            error, PermissionError | NoCredentialsError | PartialCredentialsError
+        )
+        if is_refused or self._is_of_key(error):
+            next_step = HOW_TO_BE_LET_IN.get(
+                self.fs.protocol, "look at its settings in .dvc/config"
+            )
+            return PermissionError(
+                f"{where}: does not let us in ({error}). Next: "
+                + next_step.format(name=self.name, ssh=self._ssh())
+            )
         if isinstance(error, FileNotFoundError):
             kind = "bucket" if self.fs.protocol == "s3" else "folder"
             return FileNotFoundError(
@@ -66,19 +81,29 @@ class Place:
                 f"{', and the disk mounted' if self.fs.protocol == 'local' else ''}? If so, make "
                 f"the {kind}; otherwise\n  dvc remote modify {self.name} url ADDRESS"
             )
-        if isinstance(error, PermissionError | NoCredentialsError | PartialCredentialsError):
-            next_step = HOW_TO_BE_LET_IN.get(
-                self.fs.protocol, "look at its settings in .dvc/config"
-            )
-            return PermissionError(
-                f"{where}: does not let us in ({error}). Next: "
-                + next_step.format(name=self.name, host=self.fs.fs_args.get("host", ""))
-            )
         return ConnectionError(
             f"{where}: does not answer ({error or type(error).__name__}). Is the address right, "
             f"and the server up and within reach of this machine? Its settings:\n"
             f"  dvc config --list --show-origin | grep {self.name}"
         )
+
+    def _is_of_key(self, error: Exception) -> bool:
+        """Tell whether an error is of the file with our key for SSH, and not of the remote."""
+        keys = self.fs.fs_args.get("client_keys") or []
+        named = getattr(error, "filename", None)
+        is_named = isinstance(named, str) and Path(named) in map(Path, keys)
+        return is_named or isinstance(error, KeyImportError)
+
+    def _ssh(self) -> str:
+        """Give the command that tries the same as DVC does, by hand."""
+        settings = self.fs.fs_args
+        words = ["ssh"]
+        if port := settings.get("port"):
+            words += ["-p", str(port)]
+        for key in settings.get("client_keys") or []:
+            words += ["-i", key]
+        user, host = settings.get("username"), settings.get("host", "")
+        return shlex.join([*words, f"{user}@{host}" if user else host])
 
 
 def open_place(repo: Repo, name: str | None) -> Place:
@@ -108,10 +133,16 @@ def open_place(repo: Repo, name: str | None) -> Place:
         ) from error
     except RemoteNotFoundError as error:
         raise ValueError(
-            f"DVC's config has no remote {name!r}; known: {known}. To add one:\n{HOW_TO_ADD}"
+            f"DVC's config has no remote {name!r}; known: {known}. To add one:\n"
+            + HOW_TO_ADD.replace("--default storage", str(name)).replace(" storage ", f" {name} ")
         ) from error
     except ConfigError as error:
         raise ValueError(f"remote {name!r}: {error}") from error
+    except ImportError as error:
+        raise ValueError(
+            f"remote {name!r}: {error}. What the lock installs reaches s3://, ssh:// and folders; "
+            f"to go there instead:\n  dvc remote modify {name} url ADDRESS"
+        ) from error
     if remote.worktree or remote.fs.version_aware:
         raise ValueError(
             f"remote {name!r} is version_aware or a worktree: what lies there is not named by its "
