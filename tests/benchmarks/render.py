@@ -4,7 +4,7 @@
 
 Writes weights (2 GB), compiled code and pictures into DIR. Rows, each printed when it is known:
 
-  512, 768  pictures a second, compiled, batches of 16, once it is warm
+  512, 768  pictures a second, compiled, in the batches of the profile, once it is warm
   company   by how many levels of 255 a 512 px picture differs where the rest of its batch does
   start     168 cells of 512 px by `stages.grid_cells`, start included, with a warm compile cache
   single    512 px, one picture at a time, not compiled: what a simple script does
@@ -85,7 +85,7 @@ def main() -> None:
         folder=options.folder.absolute(),
         dtype="float32" if options.small else "float16",
         steps=2 if options.small else SAMPLING.steps,
-        batch=2 if options.small else 16,
+        batch=2 if options.small else 28,  # the profile's
         side={"512": 32, "768": 48} if options.small else {"512": 512, "768": 768},
         seeds=1 if options.small else 8,
         compiler=options.compiler,
