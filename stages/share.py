@@ -2,7 +2,8 @@
 
   python -m stages.share pull      fetch what dvc.lock records, hash what arrives, put all in place
   python -m stages.share push      upload it and the records of runs; mend what is amiss there
-  python -m stages.share verify    read and hash every object there; mend what is amiss
+  python -m stages.share verify    read and hash every object there; mend what is amiss, and take
+                                   away what killed pushes left half-copied an hour ago or before
 
 An object is missing or changed there when a disk lost it, a push was killed or a person touched
 it. By itself DVC accepts a changed one, and does not push again what it believes to be there.
@@ -27,6 +28,7 @@ from stages.harness.cache_folder import check_writable
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
+from stages.storage.half_pushed import clear_half_pushed
 from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
@@ -160,6 +162,15 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
     )
 
 
+def clear(place: Place) -> None:
+    """Take away what killed pushes left half-copied in the remote; each is named."""
+    cleared, kept = clear_half_pushed(place)
+    for path in cleared:
+        print(f"half-copied  {path}: a push that was killed left it; taken away")
+    for path in kept:
+        print(f"half-copied  {path}: a push that was killed left it; only its owner can remove it")
+
+
 def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
     """Give the commands that make the objects again: of stages in their order, of files added."""
     broken = {fault.recorded.stage for fault in faults}
@@ -227,6 +238,7 @@ def run(options: argparse.Namespace) -> None:
                     case "push":
                         push(repo, place, options.depth or "size")
                     case _:
+                        clear(place)
                         verify(repo, place, options.depth or "content")
             except (BotoCoreError, SshError) as error:  # what is an OSError speaks for itself
                 raise place.explained(error) from error

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from stages import ready
+from stages.harness import half_copied
 from stages.harness.cache_folder import cache_folder
 from stages.harness.lock_file import HEADER, entries, is_whole, mend_lock_file
 from stages.harness.processes import dvc_at_work, orphans
@@ -352,7 +353,7 @@ def test_a_copy_that_a_killed_pull_left_in_the_cache_goes_once_nobody_can_be_at_
     whole.touch()
     ready.run(tree)
     assert half.exists()  # another clone's pull may be writing it
-    monkeypatch.setattr(ready, "ABANDONED_S", -1.0)
+    monkeypatch.setattr(half_copied, "ABANDONED_S", -1.0)
     ready.run(tree)
     assert not half.exists()
     assert whole.exists()
