@@ -25,6 +25,7 @@ from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
 from stages.harness.cache_folder import check_writable
+from stages.harness.dvc_command import DVC, repro_command
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
@@ -103,7 +104,7 @@ def put_in_place(repo: Repo) -> None:
         raise ValueError(
             f"all is fetched, but not put in place, for nothing else holds these files:\n"
             f"{listed(names)}\nA run that was ended may have left them, or you wrote them. Move "
-            "away what you need, then:\n  dvc checkout --force --allow-missing"
+            f"away what you need, then:\n  {DVC} checkout --force --allow-missing"
         ) from error
 
 
@@ -178,14 +179,14 @@ def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
     stages = [stage for stage in in_order if stage.addressing in broken]
     made = [stage.addressing for stage in stages if not stage.is_data_source]
     commands = [
-        f"dvc update {stage.addressing}"
+        f"{DVC} update {stage.addressing}"
         if stage.is_import
-        else f"dvc add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
+        else f"{DVC} add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
         for stage in stages
         if stage.is_data_source
     ]
     if made:
-        commands.append(f"dvc repro --single-item --force {' '.join(made)}")
+        commands.append(repro_command(f"--single-item --force {' '.join(made)}"))
     return "\n  ".join(commands)
 
 
