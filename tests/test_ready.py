@@ -473,6 +473,40 @@ def test_an_entry_with_half_a_hash_is_not_whole() -> None:
     assert not is_whole(HEADER + entry[:place] + "\n")
 
 
+# As DVC 3.67 writes it; the first of the inputs lies on a web server, the second in a bucket.
+FROM_ELSEWHERE = """\
+  fetch:
+    cmd: cat vodka > out
+    deps:
+    - path: https://example.org/vodka
+      hash: md5
+      checksum: '"686897696a7c876b7e"'
+      size: 3
+    - path: s3://bucket/vodka
+      hash: md5
+      etag: 900150983cd24fb0d6963f7d28e17f72-2
+      size: 3
+    outs:
+    - path: out
+      hash: md5
+      md5: b026324c6904b2a9cb4b88d6d61c81d1
+      size: 2
+"""
+
+
+def test_inputs_that_lie_elsewhere_have_a_hash_of_their_server_s(tmp_path: Path) -> None:
+    path = tmp_path / "dvc.lock"
+    path.write_text(HEADER + FROM_ELSEWHERE, "utf-8")
+    assert mend_lock_file(path) is None
+    assert path.read_text("utf-8") == HEADER + FROM_ELSEWHERE
+
+
+@pytest.mark.parametrize("name", ["checksum", "etag"])
+@pytest.mark.parametrize("rest", ["", "\n", ":\n"])
+def test_an_input_from_elsewhere_without_its_hash_is_not_whole(name: str, rest: str) -> None:
+    assert not is_whole(HEADER + FROM_ELSEWHERE[: FROM_ELSEWHERE.index(name) + len(name)] + rest)
+
+
 def test_a_merge_conflict_is_named_with_the_way_out_and_left_alone(tree: Path) -> None:
     path = tree / "dvc.lock"
     text = HEADER + f"<<<<<<< HEAD\n{entries(WHOLE)[NAMES[0]]}=======\n>>>>>>> theirs\n"
