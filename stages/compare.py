@@ -19,6 +19,7 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 from markupsafe import Markup
 
+from stages.harness.dvc_command import DVC
 from stages.harness.paths import DEFAULT_PARAMS, clear_errors
 from stages.harness.scratch import replacing_folder
 from stages.page.commit import WORKSPACE, Commit, find_commit
@@ -182,8 +183,8 @@ def main() -> None:
         if found.missing:
             print(f"not at hand: {', '.join(found.missing)}")
             print(
-                "`dvc fetch --all-commits reports/cells` fetches all cells from the remote, "
-                "`dvc checkout reports/cells` puts this commit's into the folder"
+                f"`{DVC} fetch --all-commits reports/cells` fetches all cells from the remote, "
+                f"`{DVC} checkout reports/cells` puts this commit's into the folder"
             )
 
 

@@ -9,13 +9,13 @@ cache that one may not write to, before days of work.
 
 import argparse
 import functools
-import re
 import time
 from contextlib import suppress
 from pathlib import Path
 
 from stages.harness.cache_folder import cache_folder, check_writable
 from stages.harness.counted import counted
+from stages.harness.half_copied import is_abandoned, is_half_copied
 from stages.harness.lock_file import mend_lock_file
 from stages.harness.paths import clear_errors
 from stages.harness.processes import (
@@ -31,9 +31,7 @@ from stages.storage.conflict import refuse_unresolved
 
 PATIENCE_S = 60.0  # for a trainer on a GPU, to write its checkpoint
 SOON_S = 5.0  # `dvc status` and the like are done by then
-ABANDONED_S = 3600.0  # a copy that nobody wrote to for so long, in a cache that others may share
 
-DVC_SCRATCH = re.compile(r"\.[0-9A-Za-z_-]{22}\.tmp")  # a copy from its cache that was cut short
 MADE = ("data", "models", "reports")  # where outs lie
 
 say = functools.partial(print, flush=True)
@@ -94,12 +92,11 @@ def run(root: Path, patience_s: float = PATIENCE_S) -> None:
 def _clear_copies(root: Path) -> None:
     """Take away copies and records of runs that a killed DVC did not finish."""
     for path in (path for top in MADE for path in (root / top).rglob(".*.tmp")):
-        if DVC_SCRATCH.fullmatch(path.name):
+        if is_half_copied(path.name):
             path.unlink()
     for path in cache_folder(root).glob("files/md5/??/.*.tmp"):  # as a killed pull leaves them
         with suppress(OSError):  # another's, or gone meanwhile
-            is_old = time.time() - path.stat().st_ctime > ABANDONED_S
-            if DVC_SCRATCH.fullmatch(path.name) and is_old:
+            if is_half_copied(path.name) and is_abandoned(path.stat().st_ctime):
                 path.unlink()
     for folder in (cache_folder(root) / "runs").glob("*/*"):
         with suppress(OSError):  # it holds records; DVC fails at one that holds none

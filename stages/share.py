@@ -2,7 +2,8 @@
 
   python -m stages.share pull      fetch what dvc.lock records, hash what arrives, put all in place
   python -m stages.share push      upload it and the records of runs; mend what is amiss there
-  python -m stages.share verify    read and hash every object there; mend what is amiss
+  python -m stages.share verify    read and hash every object there; mend what is amiss, and take
+                                   away what killed pushes left half-copied an hour ago or before
 
 An object is missing or changed there when a disk lost it, a push was killed or a person touched
 it. By itself DVC accepts a changed one, and does not push again what it believes to be there.
@@ -24,9 +25,11 @@ from dvc_objects.errors import ObjectFormatError
 from networkx import topological_sort
 
 from stages.harness.cache_folder import check_writable
+from stages.harness.dvc_command import DVC, repro_command
 from stages.harness.paths import clear_errors
 from stages.storage.check import Depth, Fault, cached_size, find_faults
 from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
+from stages.storage.half_pushed import clear_half_pushed
 from stages.storage.listed import listed
 from stages.storage.place import Place, open_place
 from stages.storage.recorded import objects_of_runs, recorded_objects
@@ -101,7 +104,7 @@ def put_in_place(repo: Repo) -> None:
         raise ValueError(
             f"all is fetched, but not put in place, for nothing else holds these files:\n"
             f"{listed(names)}\nA run that was ended may have left them, or you wrote them. Move "
-            "away what you need, then:\n  dvc checkout --force --allow-missing"
+            f"away what you need, then:\n  {DVC} checkout --force --allow-missing"
         ) from error
 
 
@@ -160,6 +163,15 @@ def verify(repo: Repo, place: Place, depth: Depth) -> None:
     )
 
 
+def clear(place: Place) -> None:
+    """Take away what killed pushes left half-copied in the remote; each is named."""
+    cleared, kept = clear_half_pushed(place)
+    for path in cleared:
+        print(f"half-copied  {path}: a push that was killed left it; taken away")
+    for path in kept:
+        print(f"half-copied  {path}: a push that was killed left it; only its owner can remove it")
+
+
 def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
     """Give the commands that make the objects again: of stages in their order, of files added."""
     broken = {fault.recorded.stage for fault in faults}
@@ -167,14 +179,14 @@ def make_anew(faults: Sequence[Fault], repo: Repo) -> str:
     stages = [stage for stage in in_order if stage.addressing in broken]
     made = [stage.addressing for stage in stages if not stage.is_data_source]
     commands = [
-        f"dvc update {stage.addressing}"
+        f"{DVC} update {stage.addressing}"
         if stage.is_import
-        else f"dvc add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
+        else f"{DVC} add {stage.outs[0]}  # when you have it again as it was: no stage makes it"
         for stage in stages
         if stage.is_data_source
     ]
     if made:
-        commands.append(f"dvc repro --single-item --force {' '.join(made)}")
+        commands.append(repro_command(f"--single-item --force {' '.join(made)}"))
     return "\n  ".join(commands)
 
 
@@ -227,6 +239,7 @@ def run(options: argparse.Namespace) -> None:
                     case "push":
                         push(repo, place, options.depth or "size")
                     case _:
+                        clear(place)
                         verify(repo, place, options.depth or "content")
             except (BotoCoreError, SshError) as error:  # what is an OSError speaks for itself
                 raise place.explained(error) from error

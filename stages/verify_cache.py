@@ -17,6 +17,7 @@ from botocore.exceptions import BotoCoreError
 from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
+from stages.harness.dvc_command import DVC
 from stages.harness.paths import clear_errors
 from stages.harness.scratch import work_dir
 from stages.storage.conflict import LOCK, refuse_cut_short, refuse_unresolved
@@ -119,7 +120,7 @@ def _advice(absent: Sequence[Recorded], repo: Repo) -> list[str]:
     if made:
         advice.append(f"`make run` makes anew what stages made ({made}).")
     if added:
-        advice.append(f"No stage makes what {', '.join(added)} name: get it again, `dvc add` it.")
+        advice.append(f"No stage makes what {', '.join(added)} name: get it again, `{DVC} add` it.")
     return advice
 
 

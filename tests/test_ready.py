@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from stages import ready
+from stages.harness import half_copied
 from stages.harness.cache_folder import cache_folder
 from stages.harness.lock_file import HEADER, entries, is_whole, mend_lock_file
 from stages.harness.processes import dvc_at_work, orphans
@@ -352,7 +353,7 @@ def test_a_copy_that_a_killed_pull_left_in_the_cache_goes_once_nobody_can_be_at_
     whole.touch()
     ready.run(tree)
     assert half.exists()  # another clone's pull may be writing it
-    monkeypatch.setattr(ready, "ABANDONED_S", -1.0)
+    monkeypatch.setattr(half_copied, "ABANDONED_S", -1.0)
     ready.run(tree)
     assert not half.exists()
     assert whole.exists()
@@ -470,6 +471,40 @@ def test_an_entry_with_half_a_hash_is_not_whole() -> None:
     place = entry.index("md5: ", entry.index("hash: md5") + 12) + 20
     assert is_whole(HEADER + entry)
     assert not is_whole(HEADER + entry[:place] + "\n")
+
+
+# As DVC 3.67 writes it; the first of the inputs lies on a web server, the second in a bucket.
+FROM_ELSEWHERE = """\
+  fetch:
+    cmd: cat vodka > out
+    deps:
+    - path: https://example.org/vodka
+      hash: md5
+      checksum: '"686897696a7c876b7e"'
+      size: 3
+    - path: s3://bucket/vodka
+      hash: md5
+      etag: 900150983cd24fb0d6963f7d28e17f72-2
+      size: 3
+    outs:
+    - path: out
+      hash: md5
+      md5: b026324c6904b2a9cb4b88d6d61c81d1
+      size: 2
+"""
+
+
+def test_inputs_that_lie_elsewhere_have_a_hash_of_their_server_s(tmp_path: Path) -> None:
+    path = tmp_path / "dvc.lock"
+    path.write_text(HEADER + FROM_ELSEWHERE, "utf-8")
+    assert mend_lock_file(path) is None
+    assert path.read_text("utf-8") == HEADER + FROM_ELSEWHERE
+
+
+@pytest.mark.parametrize("name", ["checksum", "etag"])
+@pytest.mark.parametrize("rest", ["", "\n", ":\n"])
+def test_an_input_from_elsewhere_without_its_hash_is_not_whole(name: str, rest: str) -> None:
+    assert not is_whole(HEADER + FROM_ELSEWHERE[: FROM_ELSEWHERE.index(name) + len(name)] + rest)
 
 
 def test_a_merge_conflict_is_named_with_the_way_out_and_left_alone(tree: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stages.storage.conflict import refuse_conflicts
+from stages.storage.conflict import conflicts, refuse_conflicts
 from stages.storage.lock_merge import AtHand, merge_locks
 from tests.imports import ROOT
 from tests.shared_graph import SharedGraph
@@ -62,6 +62,29 @@ def test_a_conflict_in_the_params_is_named_with_its_lines(
     assert "a merge left both versions of\n  params.yaml, lines 1 to 7\n" in found.stderr
     assert "Traceback" not in found.stderr
     assert "make resolve" in found.stderr
+
+
+@pytest.mark.parametrize("words", [(), ("--check",)], ids=["resolve", "check"])
+@pytest.mark.parametrize(("deleted", "lines"), [("<<<<<<< ", "3 to 6"), (">>>>>>> ", "1 to 4")])
+def test_a_conflict_of_which_one_mark_was_deleted_is_named_still(
+    merging: SharedGraph, deleted: str, lines: str, words: tuple[str, ...]
+) -> None:
+    """Also where dvc.lock, which `make resolve` looks at first, is merged."""
+    merging.git("checkout", "--quiet", "--ours", "dvc.lock")
+    merging.git("add", "dvc.lock")
+    params = merging.folder / "params.yaml"
+    kept = [line for line in params.read_text("utf-8").splitlines() if not line.startswith(deleted)]
+    params.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    found = merging.attempt(*RESOLVE, *words)
+    assert found.returncode == 1
+    assert f"a merge left both versions of\n  params.yaml, lines {lines}\n" in found.stderr
+
+
+def test_of_the_lines_of_the_common_ancestor_the_mark_is_known_too(merging: SharedGraph) -> None:
+    merging.git("checkout", "--quiet", "--conflict=zdiff3", "params.yaml")
+    found = merging.attempt(*RESOLVE)
+    assert "params.yaml, lines 1 to 10\n" in found.stderr
+    assert "|||||||, below which Git may show the common ancestor" in found.stderr
 
 
 @pytest.mark.parametrize(
@@ -321,6 +344,26 @@ def test_a_text_that_only_speaks_of_marks_is_no_conflict(tmp_path: Path) -> None
     path = tmp_path / "params.yaml"
     path.write_text("title: '<<<<<<< and >>>>>>>'\n# =======\n", encoding="utf-8")
     refuse_conflicts([path])
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("a: 1\n<<<<<<< HEAD\nb: 2\n", ["line 2"]),
+        ("a: 1\n>>>>>>> other\nb: 2\n", ["line 2"]),
+        ("a: 1\n||||||| 1a2b3c4\nb: 2\n", ["line 2"]),
+        ("<<<<<<< HEAD\na: 1\n<<<<<<< HEAD\n>>>>>>> other\n", ["line 1", "lines 3 to 4"]),
+        (">>>>>>> other\na: 1\n=======\n>>>>>>> other\n", ["line 1", "lines 3 to 4"]),
+        ("Title\n=======\n<<<<<<< HEAD\n=======\n>>>>>>> other\n", ["lines 3 to 5"]),
+        ("Title\n=======\n", []),
+    ],
+)
+def test_marks_that_lost_their_others_are_a_conflict(
+    tmp_path: Path, text: str, lines: list[str]
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert [str(conflict) for conflict in conflicts(path)] == [f"{path}, {line}" for line in lines]
 
 
 def test_a_run_looks_for_conflicts_first() -> None:

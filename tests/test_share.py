@@ -1,7 +1,9 @@
 """Results are shared through real servers; what is amiss there is named and mended."""
 
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 import s3fs
 
+from stages.harness.dvc_command import DVC
 from stages.storage import place
 from tests.bucket_server import s3_server
 from tests.imports import ROOT
@@ -267,7 +270,7 @@ def test_a_plain_pull_of_dvc_s_refuses_it_too_by_the_setting_that_readers_are_to
 ) -> None:
     command = "dvc remote modify storage verify true"
     assert f"\n{command} " in (ROOT / "README.md").read_text("utf-8")
-    assert f"\n  {command}\n" in place.HOW_TO_ADD
+    assert f"\n  {command}\n".replace("dvc", DVC) in place.HOW_TO_ADD
     assert shared.graph.share("push").returncode == 0
     shared.change(LEAF, b"leaf 2 of 9")
     trusting, strict = (cloned(shared, tmp_path / name) for name in ("trusting", "strict"))
@@ -276,6 +279,36 @@ def test_a_plain_pull_of_dvc_s_refuses_it_too_by_the_setting_that_readers_are_to
     strict.call(*command.split())
     assert strict.attempt("dvc", "pull").returncode != 0
     assert not (strict.folder / "tree").exists()
+
+
+def test_what_killed_pushes_left_half_copied_goes_once_nobody_can_be_at_it(
+    shared: Shared,
+) -> None:
+    assert shared.graph.share("push").returncode == 0
+    if shared.bucket_path:
+        pytest.skip("S3 shows no object before it is whole")
+    record = next((shared.store / "runs").glob("*/*/*"))
+    old = [
+        shared.object(LEAF).with_name(".mL9PBgbAocotgKT8YW-B_Q.tmp"),
+        shared.store / "files/md5/zz/.0L9PBgbAocotgKT8YW-B_Q.tmp",  # where no wanted object lies
+        record.with_name(".1L9PBgbAocotgKT8YW-B_Q.tmp"),
+    ]
+    new = record.with_name(".2L9PBgbAocotgKT8YW-B_Q.tmp")
+    theirs = shared.object(LEAF).with_name(".notes.tmp")
+    for path in (*old, new, theirs):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"lea")
+    for path in (*old, theirs, shared.object(LEAF)):
+        os.utime(path, (time.time() - 3700,) * 2)
+    verified = shared.graph.share("verify")
+    assert verified.returncode == 0, verified.stderr
+    for path in old:
+        assert f"half-copied  {path}: a push that was killed left it; taken away" in verified.stdout
+    assert not any(path.exists() for path in old)
+    assert new.exists()
+    assert theirs.exists()
+    assert "nothing amiss" in verified.stdout
+    assert shared.graph.share("verify").stdout.count("half-copied") == 0
 
 
 def test_a_pull_names_what_is_missing_there(shared: Shared, tmp_path: Path) -> None:

@@ -56,6 +56,24 @@ def test_without_a_remote_one_is_told_how_to_add_it(graph: SharedGraph, act: str
     assert "dvc remote add --default storage s3://BUCKET/FOLDER" in error
 
 
+@pytest.mark.parametrize("is_active", [False, True], ids=["make", "activated"])
+def test_the_next_command_is_one_that_the_person_s_shell_finds(
+    graph: SharedGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_active: bool
+) -> None:
+    """`make` runs what is in .venv; only who activated it has `dvc` and `python` on the path."""
+    clone = with_store(graph, tmp_path)
+    (clone.folder / ".venv").symlink_to(sys.prefix)
+    monkeypatch.setenv("VIRTUAL_ENV", sys.prefix if is_active else "/another")
+    dvc = "dvc" if is_active else ".venv/bin/dvc"
+    repro = "dvc repro {}\n" if is_active else 'make run ARGS="{}"\n'
+    for path in (tmp_path / "store/files").glob("md5/*/*"):
+        path.unlink()
+    missing = clone.share("pull").stderr
+    assert f"\n  {repro.format('--single-item --force grow count')}" in missing
+    (clone.folder / ".dvc/config.local").write_text("", encoding="utf-8")
+    assert f"\n  {dvc} remote add --default storage /SHARED" in clone.share("push").stderr
+
+
 def with_store(graph: SharedGraph, folder: Path) -> SharedGraph:
     """Clone a graph, push what it made to a folder, and let the clone know of it."""
     clone = graph.clone(folder / "clone")

@@ -6,6 +6,8 @@ from pathlib import Path
 from configobj import ConfigObj, ConfigObjError
 from dvc.dirs import global_config_dir, system_config_dir
 
+from stages.harness.dvc_command import DVC
+
 
 def cache_folder(root: Path) -> Path:
     """Find the cache of a repository, by default .dvc/cache.
@@ -41,8 +43,8 @@ def check_writable(root: Path) -> None:
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(
                 f"{folder}: may not be written to, so that DVC could keep nothing of a run. If "
-                "several users share it, each of them once:\n  dvc config --local cache.shared "
+                f"several users share it, each of them once:\n  {DVC} config --local cache.shared "
                 "group && umask 002\nand its owner:\n"
                 f"  chmod -R g+rwX {cache}\nor take a cache of your own:\n"
-                "  dvc cache dir --local /path/to/folder"
+                f"  {DVC} cache dir --local /path/to/folder"
             )

@@ -7,6 +7,7 @@ last commit, and DVC compares all of them with the files anyway.
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import yaml
@@ -72,11 +73,19 @@ def is_whole_entry(entry: str) -> bool:
     try:
         ((_, recorded),) = yaml.load(entry, yaml.CSafeLoader).items()
         files = [file for side in ("deps", "outs") for file in recorded.get(side, ())]
-        return bool(recorded["cmd"]) and all(
-            file["path"] and HASH.fullmatch(file["md5"]) for file in files
-        )
+        return bool(recorded["cmd"]) and all(file["path"] and _has_hash(file) for file in files)
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return False
+
+
+def _has_hash(file: Mapping[str, str]) -> bool:
+    """Tell whether a record has a hash; of what lies elsewhere, a server's own, of any form.
+
+    DVC's names for it: `etag` of S3, `checksum` of https.
+    """
+    if "md5" in file:
+        return HASH.fullmatch(file["md5"]) is not None
+    return bool(file.get("etag") or file.get("checksum"))
 
 
 def _committed(path: Path) -> str:

@@ -3,6 +3,7 @@
 And what a kill leaves of dvc.lock, which stops DVC as marks do.
 """
 
+import re
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
@@ -14,6 +15,8 @@ from stages.harness.lock_file import is_whole
 LOCK = "dvc.lock"
 GRAPH = "dvc.yaml"
 WRITTEN_BY_HAND = ("params.yaml", GRAPH)  # of what DVC reads
+MARK = re.compile(r"<<<<<<< |\|{7} |={7}$|>>>>>>> ")
+OPENING, MIDDLE, CLOSING = "<<<<<<< ", "=======", ">>>>>>> "
 SIDES = {"2": "ours", "3": "theirs"}  # as the index numbers them
 
 
@@ -22,28 +25,39 @@ class Conflict:
     """Lines of a file of which a merge kept both versions."""
 
     path: Path
-    first: int  # line of the opening mark, counted from 1
-    last: int  # line of the closing mark
+    first: int  # line of the first mark, counted from 1
+    last: int  # line of the last mark; the same if a person deleted all others
 
     def __str__(self) -> str:
         """Name the file and the lines."""
+        if self.first == self.last:
+            return f"{self.path}, line {self.first}"
         return f"{self.path}, lines {self.first} to {self.last}"
 
 
 def conflicts(path: Path) -> list[Conflict]:
-    """Find the lines between Git's marks; a file that is not there, or no text, has none."""
+    """Find the lines between Git's marks, some of which a person may have deleted already.
+
+    A line of = alone may be a text's own, such as a title's; with any other mark it is Git's. A
+    file that is not there, or no text, has none.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, UnicodeDecodeError):
         return []
-    found, first = [], None
+    groups: list[dict[int, str]] = [{}]  # marks by line
     for number, line in enumerate(lines, start=1):
-        if line.startswith("<<<<<<< "):
-            first = number
-        elif line.startswith(">>>>>>> ") and first is not None:
-            found.append(Conflict(path=path, first=first, last=number))
-            first = None
-    return found
+        if found := MARK.match(line):
+            if found.group() == OPENING:
+                groups.append({})
+            groups[-1][number] = found.group()
+            if found.group() == CLOSING:
+                groups.append({})
+    return [
+        Conflict(path=path, first=min(marks), last=max(marks))
+        for marks in groups
+        if {*marks.values()} - {MIDDLE}
+    ]
 
 
 def refuse_conflicts(paths: Iterable[Path]) -> None:
@@ -56,7 +70,8 @@ def refuse_conflicts(paths: Iterable[Path]) -> None:
         raise ValueError(
             "a merge left both versions of\n"
             + "".join(f"  {conflict}\n" for conflict in found)
-            + "Keep what shall hold, delete the lines of marks (<<<<<<<, =======, >>>>>>>), then:\n"
+            + "Keep what shall hold, delete the lines of marks (<<<<<<<, =======, >>>>>>>, and "
+            "|||||||, below which Git may show the common ancestor), then:\n"
             "  make resolve"
         )
 

@@ -13,23 +13,25 @@ from dvc.config import ConfigError, NoRemoteError, RemoteNotFoundError
 from dvc.data_cloud import Remote
 from dvc.repo import Repo
 
+from stages.harness.dvc_command import DVC
+
 ANSWER_S = 30.0  # a remote that says nothing for so long is called unreachable
 # Of folders and sockets, of S3, of SSH; of a key or an address that neither of them can read.
 REMOTE_ERRORS = (OSError, BotoCoreError, SshError, ValueError)
-HOW_TO_ADD = """\
-  dvc remote add --default storage s3://BUCKET/FOLDER
-  dvc remote add --default storage ssh://USER@HOST/FOLDER
-  dvc remote add --default storage /SHARED/FOLDER
+HOW_TO_ADD = f"""\
+  {DVC} remote add --default storage s3://BUCKET/FOLDER
+  {DVC} remote add --default storage ssh://USER@HOST/FOLDER
+  {DVC} remote add --default storage /SHARED/FOLDER
 then, that a plain `dvc pull` hashes, too,
-  dvc remote modify storage verify true
+  {DVC} remote modify storage verify true
 and commit .dvc/config; README, "Share results", says more"""
 HOW_TO_BE_LET_IN = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or\n"
-    "  dvc remote modify --local {name} access_key_id KEY\n"
-    "  dvc remote modify --local {name} secret_access_key SECRET\n"
+    f"  {DVC} remote modify --local {{name}} access_key_id KEY\n"
+    f"  {DVC} remote modify --local {{name}} secret_access_key SECRET\n"
     "(--local: in .dvc/config.local, which Git ignores)",
     "ssh": "have ssh-agent hold a key that the server knows, or name its file\n"
-    "  dvc remote modify --local {name} keyfile PATH\n"
+    f"  {DVC} remote modify --local {{name}} keyfile PATH\n"
     "(--local: in .dvc/config.local, which Git ignores), and try\n"
     "  {ssh}",
     "local": "ask the folder's owner for the right to read and write it",
@@ -79,12 +81,12 @@ class Place:
             return FileNotFoundError(
                 f"{where}: there is no such {kind}. Is the address right"
                 f"{', and the disk mounted' if self.fs.protocol == 'local' else ''}? If so, make "
-                f"the {kind}; otherwise\n  dvc remote modify {self.name} url ADDRESS"
+                f"the {kind}; otherwise\n  {DVC} remote modify {self.name} url ADDRESS"
             )
         return ConnectionError(
             f"{where}: does not answer ({error or type(error).__name__}). Is the address right, "
             f"and the server up and within reach of this machine? Its settings:\n"
-            f"  dvc config --list --show-origin | grep {self.name}"
+            f"  {DVC} config --list --show-origin | grep {self.name}"
         )
 
     def _is_of_key(self, error: Exception) -> bool:
@@ -125,7 +127,8 @@ def open_place(repo: Repo, name: str | None) -> Place:
     except NoRemoteError as error:
         if remotes:
             raise ValueError(
-                f"no default remote is set; known: {known}. Choose one:\n  dvc remote default NAME"
+                f"no default remote is set; known: {known}. Choose one:\n"
+                f"  {DVC} remote default NAME"
             ) from error
         raise ValueError(
             f"no remote is configured, so there is no place to share results. Next, one of\n"
@@ -141,7 +144,7 @@ def open_place(repo: Repo, name: str | None) -> Place:
     except ImportError as error:
         raise ValueError(
             f"remote {name!r}: {error}. What the lock installs reaches s3://, ssh:// and folders; "
-            f"to go there instead:\n  dvc remote modify {name} url ADDRESS"
+            f"to go there instead:\n  {DVC} remote modify {name} url ADDRESS"
         ) from error
     if remote.worktree or remote.fs.version_aware:
         raise ValueError(
