@@ -30,6 +30,7 @@ from urllib.parse import quote
 import botocore.session
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -123,12 +124,17 @@ def write_pairs(path: Path, links: dict[str, str]) -> Path:
     return path
 
 
+def outs(folder: Path) -> tuple[Path, Path, Path]:
+    """Say where the stage shall write."""
+    return folder / "images", folder / "report.json", folder / "outcomes.parquet"
+
+
 def downloaded(
     folder: Path, links: dict[str, str], params: DownloadParams = PARAMS, work: str = "work"
 ) -> dict[str, Any]:
     """Run the stage and read its report."""
     pairs = write_pairs(folder / "pairs.parquet", links)
-    run(pairs, folder / "images", folder / "report.json", params, folder / work)
+    run(pairs, *outs(folder), params, folder / work)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
@@ -150,6 +156,11 @@ def chosen_links(links: list[str]) -> list[str]:
 
 def shard_bytes(folder: Path) -> dict[str, str]:
     return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def outcomes(folder: Path) -> list[tuple[str, str]]:
+    table = pq.read_table(folder / "outcomes.parquet").to_pydict()
+    return list(zip(table["id"], table["outcome"], strict=True))
 
 
 def stored_ids(folder: Path) -> list[str]:
@@ -210,6 +221,8 @@ def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Pat
     by_reason = Counter(outcome for outcome in wanted.values() if outcome != "fetched")
     assert {reason: n for reason, n in report["failed"].items() if n} == by_reason
     assert set(report["failed"]) == set(REASONS)
+    told = {n: "fetched_link" if o == "fetched" else o for n, o in wanted.items()}
+    assert outcomes(tmp_path) == sorted(told.items())
     assert report["rows"] == len(links) == report["fetched"] + sum(report["failed"].values())
     tries = {name: image_server.asked[name] for name in TRIES}
     assert tries == TRIES
@@ -551,7 +564,8 @@ def command(folder: Path, params: DownloadParams) -> list[str]:
     (folder / "params.yaml").write_text(yaml.safe_dump({"download": section}))
     words = [sys.executable, "-m", "stages.download", "--params", f"{folder}/params.yaml"]
     words += ["--pairs", f"{folder}/pairs.parquet", "--out", f"{folder}/images"]
-    return [*words, "--report", f"{folder}/report.json"]
+    words += ["--report", f"{folder}/report.json"]
+    return [*words, "--outcomes", f"{folder}/outcomes.parquet"]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -589,8 +603,8 @@ def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_by
         assert again <= kills * params.connections
         downloaded(tmp_path / "whole", links, params)
     assert shard_bytes(broken / "images") == shard_bytes(tmp_path / "whole" / "images")
-    reports = [(folder / "report.json").read_bytes() for folder in (broken, tmp_path / "whole")]
-    assert reports[0] == reports[1]
+    for name in ("report.json", "outcomes.parquet"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
@@ -1457,11 +1471,13 @@ def test_one_id_is_one_sample_and_an_odd_id_makes_no_path(
     table = pq.read_table(write_pairs(tmp_path / "a", {"../../etc/fox": image_server.link("fox")}))
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pa.concat_tables([table, table]), pairs)
-    run(pairs, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path / "work")
+    run(pairs, *outs(tmp_path), PARAMS, tmp_path / "work")
     (stored,) = read_shards(tmp_path / "images")
     assert stored.member == f"{sample_key('../../etc/fox')}.png"
     assert "/" not in stored.member
     assert json.loads((tmp_path / "report.json").read_text())["failed"]["repeated_id"] == 1
+    told = [("../../etc/fox", "fetched_link"), ("../../etc/fox", "repeated_id")]
+    assert outcomes(tmp_path) == told
 
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
@@ -1485,6 +1501,8 @@ def test_too_small_a_yield_stops_the_stage_and_leaves_no_shards(
     with pytest.raises(ValueError, match=wanted):
         downloaded(tmp_path, links, replace(PARAMS, min_yield=0.5))
     assert not (tmp_path / "images").exists()
+    table = pq.read_table(tmp_path / "outcomes.parquet")
+    assert table.filter(pc.equal(table["outcome"], "gone"))["id"].to_pylist() == ["status-404"]
     downloaded(tmp_path, links)
     asked = image_server.asked
     assert (asked["fox"], asked["status-404"]) == (1, 2), "the next try asks anew for the rest"
@@ -1500,13 +1518,13 @@ def test_no_picture_at_all_stops_the_stage_whatever_the_limit(
 def test_other_tables_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "pairs.parquet"
     with pytest.raises(FileNotFoundError, match="no such table of pairs"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
     table.write_text("hello")
     with pytest.raises(ValueError, match="not readable as parquet"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
     pq.write_table(pa.table({"id": ["1"], "link": ["x"]}), table)
     with pytest.raises(ValueError, match="no column 'aspect', only id, link"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1535,7 +1553,7 @@ def test_bad_params_are_refused(changes: dict[str, Any], message: str, tmp_path:
 def test_help_explains_each_option() -> None:
     words = [sys.executable, "-m", "stages.download", "--help"]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for part in ("--pairs FILE", "--out DIR", "--report FILE", "--params FILE", "killed goes on"):
+    for part in ("--pairs FILE", "--out DIR", "--report FILE", "--outcomes FILE", "killed goes on"):
         assert part in shown
 
 
