@@ -69,7 +69,7 @@ from stages.images.plan import (
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
-from stages.images.verify import DECODED_BYTES, Room, verify
+from stages.images.verify import DECODED_BYTES, ROOM_BYTES, Room, verify
 from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
@@ -1259,7 +1259,7 @@ def test_pictures_are_decoded_at_once_as_far_as_there_is_room(
 PEAKS = """
 import sys
 from pathlib import Path
-from stages.images.verify import DECODED_BYTES, Room, verify
+from stages.images.verify import DECODED_BYTES, ROOM_BYTES, Room, verify
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -1289,6 +1289,12 @@ def test_a_pixel_that_is_decoded_takes_what_is_reckoned_and_no_more(
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split()[0] == suffix
     assert 0.9 < int(said.split()[1]) / side_px**2 / DECODED_BYTES[name] < 1.1
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "profiles/mini.yaml", "profiles/sd15.yaml"])
+def test_no_picture_that_a_profile_allows_takes_more_than_the_room_for_decoding(name: str) -> None:
+    params = load_params("download", DownloadParams, ROOT / name)
+    assert params.max_pixels * max(DECODED_BYTES.values()) <= ROOM_BYTES
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:
