@@ -1396,7 +1396,7 @@ def test_a_nearly_full_disk_that_takes_a_part_of_each_write_loses_nothing(
 
 
 def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
-    for tag in ('"plain"', '"../a/b?"', '"snow\u2603"', '"raw\udce9"'):
+    for tag in ('"plain"', '"../a/b?"', '"1.5%2E+~"', '"snow\u2603"', '"raw\udce9"'):
         part = Part(tmp_path / "picture")
         assert part.begin(200, {"ETag": tag}) == 0
         part.body.write_bytes(b"beginning")
@@ -1405,12 +1405,26 @@ def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
         assert [path.parent for path in tmp_path.rglob("*")] == [tmp_path]
 
 
-def test_a_version_too_long_for_a_name_is_begun_anew(tmp_path: Path) -> None:
-    for tag, is_kept in ((f'"{"x" * 118}"', True), (f'"{"x" * 119}"', False)):
-        part = Part(tmp_path / sha256(b"picture").hexdigest())
-        assert part.begin(200, {"ETag": tag}) == 0
-        part.body.write_bytes(b"beginning")
-        assert bool(part.range_headers()) is is_kept
+@pytest.mark.parametrize(
+    ("headers", "is_kept"),
+    [
+        ({"ETag": f'"{"0" * 32}-10000"'}, True),  # S3's, of an object in 10,000 parts
+        ({"Last-Modified": "Sun, 06 Nov 1994 08:49:37 GMT"}, True),
+        ({"ETag": f'"{"f" * 64}"'}, True),  # a SHA-256
+        ({"ETag": f'"{"f" * 65}"'}, False),
+        ({"ETag": f'"{"/" * 30}"'}, False),
+        ({"ETag": f'"{"f" * 65}"', "Last-Modified": "Sun, 06 Nov 1994 08:49:37 GMT"}, False),
+    ],
+)
+def test_a_version_too_long_for_a_name_on_any_disk_is_begun_anew(
+    headers: dict[str, str], is_kept: bool, tmp_path: Path
+) -> None:
+    part = Part(tmp_path / sha256(b"picture").hexdigest())
+    assert part.begin(200, headers) == 0
+    part.body.write_bytes(b"beginning")
+    again = Part(tmp_path / sha256(b"picture").hexdigest()).range_headers()
+    assert again.get("If-Range") == (next(iter(headers.values())) if is_kept else None)
+    assert len(part.body.name) <= 143  # bytes, of eCryptfs; others take 255
 
 
 # --- shards -----------------------------------------------------------------------------------
