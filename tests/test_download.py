@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import json
 import os
 import random
@@ -314,25 +313,25 @@ def test_a_host_that_wants_a_long_rest_gets_it_from_all_links(
 def test_a_host_is_asked_no_faster_than_the_params_say(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
-    names = [f"fox{i}" for i in range(5)] + ["to-fox2", "once-500"]
+    names = ["fox", *(f"to-fox{i}" for i in range(5)), *(f"once-50{i}" for i in (0, 2, 3, 4))]
     links = {name: image_server.link(name) for name in names}
-    rate = 20.0
+    rate, began = 10.0, time.monotonic()
     report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=rate))
     assert report["fetched"] == len(names)
     at = image_server.asked_at
-    assert len(at) == len(names) + 2  # a redirect and a second try count, too
-    assert at[-1] - at[0] > 0.9 * (len(at) - 1) / rate
-    assert all(later - first > 0.5 / rate for first, later in itertools.pairwise(at))
+    assert len(at) == len(names) + 9  # redirects and second tries count, too
+    # Of what lies between, a busy machine may let the server see some late and at once.
+    assert at[-1] - began >= (len(at) - 1) / rate
 
 
 def test_a_host_is_one_host_however_it_is_spelt(image_server: ImageServer, tmp_path: Path) -> None:
     link = image_server.link("fox")
     spellings = ["localhost", "LOCALHOST", "LocalHost", "localHOST"]
     links = {f"{i}": link.replace("127.0.0.1", host) for i, host in enumerate(spellings)}
-    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=10.0))
+    rate, began = 5.0, time.monotonic()
+    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=rate))
     assert report["fetched"] == len(spellings)
-    first, last = min(image_server.asked_at), max(image_server.asked_at)
-    assert last - first > 0.28
+    assert image_server.asked_at[-1] - began >= (len(spellings) - 1) / rate
     assert host_key("https://a.org.:443/x") == host_key("http://A.org:80/y") == "a.org"
     assert host_key("https://a.org:80/x") == "a.org:80"
 
