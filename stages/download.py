@@ -1,8 +1,9 @@
 """Fetch the picture of each pair, verify it, and write WebDataset shards.
 
-  --pairs FILE    the table that stages.filter wrote
-  --out DIR       becomes a folder of shards 00000.tar ... (picture, .txt caption, .json facts)
-  --report FILE   a JSON file with the number of rows by outcome
+  --pairs FILE     the table that stages.filter wrote
+  --out DIR        becomes a folder of shards 00000.tar ... (picture, .txt caption, .json facts)
+  --report FILE    a JSON file with the number of rows by outcome
+  --outcomes FILE  a parquet table of each row's id and outcome: fetched_… or why it failed
 
 Mirrors (folders or addresses that hold the path of a link) are asked first, then, if the params
 say so and acknowledge the terms, the link itself. Shards are written while pictures come. What
@@ -33,7 +34,7 @@ from stages.images.mirror import check_mirrors
 from stages.images.outcome import Fetched
 from stages.images.pairs import Pairs, count_pairs, read_pairs
 from stages.images.shards import Sample, write_shards
-from stages.images.tally import check_yield, count_outcomes, row_outcomes
+from stages.images.tally import check_yield, count_outcomes, row_outcomes, write_outcomes
 
 SHARED_FACTS = ("user", "version", "aspect")  # no url: it holds its user's name
 OBJECTS_AT_ONCE = 1024  # rows as objects of Python, each far larger than its bytes
@@ -107,7 +108,12 @@ def publish(packs: Path, folder: Path) -> int:
 
 
 def run(
-    pairs: Path, out: Path, report: Path, params: DownloadParams, work: Path | None = None
+    pairs: Path,
+    out: Path,
+    report: Path,
+    outcomes: Path,
+    params: DownloadParams,
+    work: Path | None = None,
 ) -> None:
     """Download the pictures of one table of pairs.
 
@@ -115,6 +121,7 @@ def run(
         pairs: parquet, with pairs.COLUMNS.
         out: a folder of shards of an earlier run is replaced.
         report: JSON.
+        outcomes: parquet, by the order of the ids.
         params: the section `download`.
         work: scratch that outlives the process; by default `.work/download`.
 
@@ -142,14 +149,16 @@ def run(
                 raise
             packs = packing.result()
         progress.close()
-        shutil.rmtree(work / "rows")
         columns = (table.is_repeated, table.asked, arrivals.codes)
-        outcomes = row_outcomes(*map(pa.array, columns))
-        kept.end_pass()  # also if the yield is too low, and a person tries again
-        check_yield(outcomes, params.min_yield)
+        ends = row_outcomes(*map(pa.array, columns))
+        # these two also if the yield is too low, and a person looks why and tries again
+        write_outcomes(table.rows.batches(), ends, outcomes)
+        kept.end_pass()
+        shutil.rmtree(work / "rows")
+        check_yield(ends, params.min_yield)
         count = publish(packs, shards)
         kept.drop_dead_packs()
-    counts = count_outcomes(outcomes)
+    counts = count_outcomes(ends)
     size = sum(shard.stat().st_size for shard in out.iterdir())
     write_json(report, counts | {"shards": count, "bytes": size})
     packed = counted(count, "shard")
@@ -166,9 +175,10 @@ def main() -> None:
     """Run from the command line."""
     # Arrow's own allocator keeps for each thread what that thread gave back: 50 MB in all
     pa.set_memory_pool(pa.system_memory_pool())
-    pairs, out, report, params = stage_paths(__doc__, "pairs", "out", "report")
+    names = "pairs", "out", "report", "outcomes"
+    pairs, out, report, outcomes, params = stage_paths(__doc__, *names)
     with clear_errors():
-        run(pairs, out, report, load_params("download", DownloadParams, params))
+        run(pairs, out, report, outcomes, load_params("download", DownloadParams, params))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ from stages.harness.progress import Progress
 from stages.images.holdout import normalised_caption
 from stages.midjourney.engagement import COUNTS, Engagement, noting_curve, top_users
 from stages.midjourney.export import Export, export_files
-from stages.midjourney.judge import CANDIDATES, PAIRS, judge
+from stages.midjourney.judge import CANDIDATES, PAIRS, judge, without_repeated
 from stages.midjourney.reject import REASONS, FilterParams
+from stages.midjourney.repeated import SeenIds
 
 ROW_GROUP = 1 << 17  # pairs
 Item = TypeVar("Item")
@@ -138,12 +139,14 @@ class Scan:
         self.candidates = pa.ipc.new_stream(spool, CANDIDATES)
         self.read = 0
         self.reasons: Counter[str] = Counter()
+        self.seen = SeenIds()
 
     def file(self, export: Export, params: FilterParams, progress: Progress) -> None:
         """Judge the messages of a file."""
         work = partial(judge, layout=export.layout, params=params)
         done_mb = progress.done
-        for judged in in_order(work, export.batches(), os.cpu_count() or 1):
+        for alone in in_order(work, export.batches(), os.cpu_count() or 1):
+            judged = without_repeated(alone, self.seen.came_before(alone.upscales["id"]))
             first = pa.scalar(self.read, pa.int64())
             places = pc.add(judged.counts["first"], first)
             self.engagement.add(judged.counts.set_column(3, COUNTS.field(3), places))

@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import itertools
 import json
 import os
 import random
@@ -30,6 +29,7 @@ from urllib.parse import quote
 import botocore.session
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -68,7 +68,7 @@ from stages.images.plan import (
 from stages.images.robots import disallows
 from stages.images.shards import read_shards, sample_key
 from stages.images.tally import row_outcomes
-from stages.images.verify import DECODED_BYTES, Room, verify
+from stages.images.verify import DECODED_BYTES, ROOM_BYTES, Room, verify
 from tests.bucket_server import s3_server
 from tests.image_server import FOLDER, ImageServer, png, png_of, serving
 
@@ -123,12 +123,17 @@ def write_pairs(path: Path, links: dict[str, str]) -> Path:
     return path
 
 
+def outs(folder: Path) -> tuple[Path, Path, Path]:
+    """Say where the stage shall write."""
+    return folder / "images", folder / "report.json", folder / "outcomes.parquet"
+
+
 def downloaded(
     folder: Path, links: dict[str, str], params: DownloadParams = PARAMS, work: str = "work"
 ) -> dict[str, Any]:
     """Run the stage and read its report."""
     pairs = write_pairs(folder / "pairs.parquet", links)
-    run(pairs, folder / "images", folder / "report.json", params, folder / work)
+    run(pairs, *outs(folder), params, folder / work)
     report: dict[str, Any] = json.loads((folder / "report.json").read_text())
     return report
 
@@ -150,6 +155,11 @@ def chosen_links(links: list[str]) -> list[str]:
 
 def shard_bytes(folder: Path) -> dict[str, str]:
     return {p.name: sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
+
+
+def outcomes(folder: Path) -> list[tuple[str, str]]:
+    table = pq.read_table(folder / "outcomes.parquet").to_pydict()
+    return list(zip(table["id"], table["outcome"], strict=True))
 
 
 def stored_ids(folder: Path) -> list[str]:
@@ -210,6 +220,8 @@ def test_each_answer_ends_as_what_it_is(image_server: ImageServer, tmp_path: Pat
     by_reason = Counter(outcome for outcome in wanted.values() if outcome != "fetched")
     assert {reason: n for reason, n in report["failed"].items() if n} == by_reason
     assert set(report["failed"]) == set(REASONS)
+    told = {n: "fetched_link" if o == "fetched" else o for n, o in wanted.items()}
+    assert outcomes(tmp_path) == sorted(told.items())
     assert report["rows"] == len(links) == report["fetched"] + sum(report["failed"].values())
     tries = {name: image_server.asked[name] for name in TRIES}
     assert tries == TRIES
@@ -301,25 +313,25 @@ def test_a_host_that_wants_a_long_rest_gets_it_from_all_links(
 def test_a_host_is_asked_no_faster_than_the_params_say(
     image_server: ImageServer, tmp_path: Path
 ) -> None:
-    names = [f"fox{i}" for i in range(5)] + ["to-fox2", "once-500"]
+    names = ["fox", *(f"to-fox{i}" for i in range(5)), *(f"once-50{i}" for i in (0, 2, 3, 4))]
     links = {name: image_server.link(name) for name in names}
-    rate = 20.0
+    rate, began = 10.0, time.monotonic()
     report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=rate))
     assert report["fetched"] == len(names)
     at = image_server.asked_at
-    assert len(at) == len(names) + 2  # a redirect and a second try count, too
-    assert at[-1] - at[0] > 0.9 * (len(at) - 1) / rate
-    assert all(later - first > 0.5 / rate for first, later in itertools.pairwise(at))
+    assert len(at) == len(names) + 9  # redirects and second tries count, too
+    # Of what lies between, a busy machine may let the server see some late and at once.
+    assert at[-1] - began >= (len(at) - 1) / rate
 
 
 def test_a_host_is_one_host_however_it_is_spelt(image_server: ImageServer, tmp_path: Path) -> None:
     link = image_server.link("fox")
     spellings = ["localhost", "LOCALHOST", "LocalHost", "localHOST"]
     links = {f"{i}": link.replace("127.0.0.1", host) for i, host in enumerate(spellings)}
-    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=10.0))
+    rate, began = 5.0, time.monotonic()
+    report = downloaded(tmp_path, links, replace(PARAMS, requests_per_second=rate))
     assert report["fetched"] == len(spellings)
-    first, last = min(image_server.asked_at), max(image_server.asked_at)
-    assert last - first > 0.28
+    assert image_server.asked_at[-1] - began >= (len(spellings) - 1) / rate
     assert host_key("https://a.org.:443/x") == host_key("http://A.org:80/y") == "a.org"
     assert host_key("https://a.org:80/x") == "a.org:80"
 
@@ -551,7 +563,8 @@ def command(folder: Path, params: DownloadParams) -> list[str]:
     (folder / "params.yaml").write_text(yaml.safe_dump({"download": section}))
     words = [sys.executable, "-m", "stages.download", "--params", f"{folder}/params.yaml"]
     words += ["--pairs", f"{folder}/pairs.parquet", "--out", f"{folder}/images"]
-    return [*words, "--report", f"{folder}/report.json"]
+    words += ["--report", f"{folder}/report.json"]
+    return [*words, "--outcomes", f"{folder}/outcomes.parquet"]
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -589,8 +602,8 @@ def test_killed_at_any_moment_it_fetches_nothing_twice_and_ends_with_the_same_by
         assert again <= kills * params.connections
         downloaded(tmp_path / "whole", links, params)
     assert shard_bytes(broken / "images") == shard_bytes(tmp_path / "whole" / "images")
-    reports = [(folder / "report.json").read_bytes() for folder in (broken, tmp_path / "whole")]
-    assert reports[0] == reports[1]
+    for name in ("report.json", "outcomes.parquet"):
+        assert (broken / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_killed_twenty_times_at_random_moments_it_ends_with_the_same_bytes(
@@ -1245,7 +1258,7 @@ def test_pictures_are_decoded_at_once_as_far_as_there_is_room(
 PEAKS = """
 import sys
 from pathlib import Path
-from stages.images.verify import DECODED_BYTES, Room, verify
+from stages.images.verify import DECODED_BYTES, ROOM_BYTES, Room, verify
 
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
@@ -1275,6 +1288,12 @@ def test_a_pixel_that_is_decoded_takes_what_is_reckoned_and_no_more(
     said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert said.split()[0] == suffix
     assert 0.9 < int(said.split()[1]) / side_px**2 / DECODED_BYTES[name] < 1.1
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "profiles/mini.yaml", "profiles/sd15.yaml"])
+def test_no_picture_that_a_profile_allows_takes_more_than_the_room_for_decoding(name: str) -> None:
+    params = load_params("download", DownloadParams, ROOT / name)
+    assert params.max_pixels * max(DECODED_BYTES.values()) <= ROOM_BYTES
 
 
 def test_limits_come_before_decoding(tmp_path: Path) -> None:
@@ -1376,7 +1395,7 @@ def test_a_nearly_full_disk_that_takes_a_part_of_each_write_loses_nothing(
 
 
 def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
-    for tag in ('"plain"', '"../a/b?"', '"snow\u2603"', '"raw\udce9"'):
+    for tag in ('"plain"', '"../a/b?"', '"1.5%2E+~"', '"snow\u2603"', '"raw\udce9"'):
         part = Part(tmp_path / "picture")
         assert part.begin(200, {"ETag": tag}) == 0
         part.body.write_bytes(b"beginning")
@@ -1385,12 +1404,26 @@ def test_a_version_in_any_letters_is_remembered(tmp_path: Path) -> None:
         assert [path.parent for path in tmp_path.rglob("*")] == [tmp_path]
 
 
-def test_a_version_too_long_for_a_name_is_begun_anew(tmp_path: Path) -> None:
-    for tag, is_kept in ((f'"{"x" * 118}"', True), (f'"{"x" * 119}"', False)):
-        part = Part(tmp_path / sha256(b"picture").hexdigest())
-        assert part.begin(200, {"ETag": tag}) == 0
-        part.body.write_bytes(b"beginning")
-        assert bool(part.range_headers()) is is_kept
+@pytest.mark.parametrize(
+    ("headers", "is_kept"),
+    [
+        ({"ETag": f'"{"0" * 32}-10000"'}, True),  # S3's, of an object in 10,000 parts
+        ({"Last-Modified": "Sun, 06 Nov 1994 08:49:37 GMT"}, True),
+        ({"ETag": f'"{"f" * 64}"'}, True),  # a SHA-256
+        ({"ETag": f'"{"f" * 65}"'}, False),
+        ({"ETag": f'"{"/" * 30}"'}, False),
+        ({"ETag": f'"{"f" * 65}"', "Last-Modified": "Sun, 06 Nov 1994 08:49:37 GMT"}, False),
+    ],
+)
+def test_a_version_too_long_for_a_name_on_any_disk_is_begun_anew(
+    headers: dict[str, str], is_kept: bool, tmp_path: Path
+) -> None:
+    part = Part(tmp_path / sha256(b"picture").hexdigest())
+    assert part.begin(200, headers) == 0
+    part.body.write_bytes(b"beginning")
+    again = Part(tmp_path / sha256(b"picture").hexdigest()).range_headers()
+    assert again.get("If-Range") == (next(iter(headers.values())) if is_kept else None)
+    assert len(part.body.name) <= 143  # bytes, of eCryptfs; others take 255
 
 
 # --- shards -----------------------------------------------------------------------------------
@@ -1457,11 +1490,13 @@ def test_one_id_is_one_sample_and_an_odd_id_makes_no_path(
     table = pq.read_table(write_pairs(tmp_path / "a", {"../../etc/fox": image_server.link("fox")}))
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pa.concat_tables([table, table]), pairs)
-    run(pairs, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path / "work")
+    run(pairs, *outs(tmp_path), PARAMS, tmp_path / "work")
     (stored,) = read_shards(tmp_path / "images")
     assert stored.member == f"{sample_key('../../etc/fox')}.png"
     assert "/" not in stored.member
     assert json.loads((tmp_path / "report.json").read_text())["failed"]["repeated_id"] == 1
+    told = [("../../etc/fox", "fetched_link"), ("../../etc/fox", "repeated_id")]
+    assert outcomes(tmp_path) == told
 
 
 def test_a_folder_with_other_things_is_not_replaced(tmp_path: Path) -> None:
@@ -1485,6 +1520,8 @@ def test_too_small_a_yield_stops_the_stage_and_leaves_no_shards(
     with pytest.raises(ValueError, match=wanted):
         downloaded(tmp_path, links, replace(PARAMS, min_yield=0.5))
     assert not (tmp_path / "images").exists()
+    table = pq.read_table(tmp_path / "outcomes.parquet")
+    assert table.filter(pc.equal(table["outcome"], "gone"))["id"].to_pylist() == ["status-404"]
     downloaded(tmp_path, links)
     asked = image_server.asked
     assert (asked["fox"], asked["status-404"]) == (1, 2), "the next try asks anew for the rest"
@@ -1500,13 +1537,13 @@ def test_no_picture_at_all_stops_the_stage_whatever_the_limit(
 def test_other_tables_are_refused(tmp_path: Path) -> None:
     table = tmp_path / "pairs.parquet"
     with pytest.raises(FileNotFoundError, match="no such table of pairs"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
     table.write_text("hello")
     with pytest.raises(ValueError, match="not readable as parquet"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
     pq.write_table(pa.table({"id": ["1"], "link": ["x"]}), table)
     with pytest.raises(ValueError, match="no column 'aspect', only id, link"):
-        run(table, tmp_path / "images", tmp_path / "report.json", PARAMS, tmp_path)
+        run(table, *outs(tmp_path), PARAMS, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -1535,7 +1572,7 @@ def test_bad_params_are_refused(changes: dict[str, Any], message: str, tmp_path:
 def test_help_explains_each_option() -> None:
     words = [sys.executable, "-m", "stages.download", "--help"]
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    for part in ("--pairs FILE", "--out DIR", "--report FILE", "--params FILE", "killed goes on"):
+    for part in ("--pairs FILE", "--out DIR", "--report FILE", "--outcomes FILE", "killed goes on"):
         assert part in shown
 
 

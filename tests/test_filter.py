@@ -25,13 +25,14 @@ from hypothesis import strategies as st
 
 from stages.filter import run
 from stages.harness.params import load_params
-from stages.midjourney import export
+from stages.midjourney import export, repeated
 from stages.midjourney.columns import attachment_ids, utc_seconds
 from stages.midjourney.engagement import Engagement, count_users, top_users
 from stages.midjourney.export import Export
 from stages.midjourney.judge import PAIRS
 from stages.midjourney.layout import LAYOUTS
 from stages.midjourney.reject import REASONS, FilterParams
+from stages.midjourney.repeated import SeenIds
 
 ROOT = Path(__file__).parent.parent
 PARAMS = FilterParams(
@@ -116,7 +117,11 @@ def messages_csv(tmp_path: Path) -> Path:
 
 def test_every_row_is_kept_or_has_its_one_reason(messages_csv: Path) -> None:
     pairs, report = filtered(messages_csv)
-    by_reason = dict.fromkeys(ROW_BY_REASON, 1) | {"not_raw": 3, "too_small": 0}
+    by_reason = dict.fromkeys(ROW_BY_REASON, 1) | {
+        "not_raw": 3,
+        "too_small": 0,
+        "repeated_message": 0,
+    }
     assert report["dropped"] == by_reason
     assert set(REASONS) == set(report["dropped"])
     assert report["kept"] == len(pairs) == 4
@@ -557,6 +562,70 @@ def test_a_picture_known_to_be_small_is_dropped(tmp_path: Path) -> None:
     pairs, report = filtered(tmp_path / "export.parquet")
     assert report["dropped"]["too_small"] == 1
     assert [pair["id"] for pair in pairs] == ["1", "2"]
+
+
+MESSAGE = LAYOUT_ROWS["midjourney-messages table"]
+
+
+def message_rows(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist([MESSAGE | row for row in rows])
+
+
+@pytest.mark.parametrize("name", ["midjourney-messages table", "threads table"])
+def test_messages_that_two_files_of_an_export_share_count_once(name: str, tmp_path: Path) -> None:
+    rows = pa.Table.from_pylist([LAYOUT_ROWS[name] | {"id": str(7 * i)} for i in range(3)])
+    (tmp_path / "d").mkdir()
+    for file in ("a.parquet", "b.parquet"):
+        pq.write_table(rows, tmp_path / "d" / file)
+    several = replace(PARAMS, min_user_upscales=3, one_row_per_caption_and_user=False)
+    pairs, report = filtered(tmp_path / "d", several)
+    assert [pair["id"] for pair in pairs] == ["0", "7", "14"]
+    assert {reason: n for reason, n in report["dropped"].items() if n} == {"repeated_message": 3}
+    assert report["users_by_upscales"] == {"2 to 3": 1}
+    with pytest.raises(ValueError, match=r"not one of 6 messages passed .* 3"):
+        filtered(tmp_path / "d", replace(several, min_user_upscales=4))
+
+
+def test_a_repeated_message_is_that_alone_and_the_first_counts(tmp_path: Path) -> None:
+    owl = CONTENT.replace("fox", "owl")
+    unknown = CONTENT.replace(ANN, "@Unknown")
+    rows = [
+        {"id": "1", "content": unknown},  # counts for nobody: the next is the first
+        {"id": "1"},
+        {"id": "2", "content": CONTENT.replace("--style raw", "")},
+        {"id": "2", "content": owl},  # edited
+        {"id": "1", "url": ""},
+        {"id": "1", "content": unknown},
+        {"id": "1", "content": CONTENT.replace("Image #1 ", "")},  # a grid
+        {"id": "", "content": owl},
+        {"id": "", "content": owl},
+        {"id": "3f", "content": owl},  # no id of Discord's
+        {"id": "3f", "content": owl},
+    ]
+    pq.write_table(message_rows(*rows), tmp_path / "export.parquet")
+    free = replace(PARAMS, min_user_upscales=6, one_row_per_caption_and_user=False)
+    pairs, report = filtered(tmp_path / "export.parquet", free)
+    assert [pair["caption"] for pair in pairs] == ["red fox"] + ["red owl"] * 4
+    wanted = {"unknown_user": 2, "not_raw": 1, "repeated_message": 2, "not_upscaled": 1}
+    assert {reason: n for reason, n in report["dropped"].items() if n} == wanted
+
+
+@given(
+    batches=st.lists(st.lists(st.one_of(st.none(), st.integers(0, 30)))),
+    longest_run=st.sampled_from([0, 4, 1 << 20]),
+)
+def test_ids_that_came_before_are_those_that_a_set_holds(
+    batches: list[list[int | None]], longest_run: int
+) -> None:
+    seen, plain = SeenIds(), set[int]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(repeated, "LONGEST_RUN", longest_run)
+        for batch in batches:
+            wanted = []
+            for number in batch:
+                wanted.append(number in plain)
+                plain |= set() if number is None else {number}
+            assert seen.came_before(pa.array(batch, pa.uint64())).tolist() == wanted
 
 
 @pytest.mark.parametrize(

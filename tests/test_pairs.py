@@ -84,6 +84,7 @@ finally:
 def peak_bytes(pairs: Path, folder: Path) -> int:
     """Run the stage as a process of its own, and tell the most memory that it held."""
     words = ["--pairs", pairs, "--out", folder / "images", "--report", folder / "report.json"]
+    words += ["--outcomes", folder / "outcomes.parquet"]
     done = subprocess.run(
         [sys.executable, "-c", RUN, *map(str, words), "--params", folder / "params.yaml"],
         cwd=ROOT,

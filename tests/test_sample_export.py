@@ -118,7 +118,8 @@ def test_the_filter_finds_the_planned_pairs_and_every_reason(tmp_path: Path) -> 
     assert set(captions.values()) == {1, 2}
     assert list(captions.values()).count(2) == 100
     dropped = json.loads((tmp_path / "report.json").read_text())["dropped"]
-    impossible = {"niji", "too_small", "few_upscales", "not_a_top_user"}  # raw, or by these params
+    # raw, without an id, or by these params
+    impossible = {"niji", "too_small", "repeated_message", "few_upscales", "not_a_top_user"}
     assert {reason for reason in REASONS if not dropped[reason]} == impossible
 
 

@@ -1,14 +1,16 @@
 """What has come of a picture so far, so that a broken or killed download goes on in its middle."""
 
-import base64
 import re
 from collections.abc import AsyncIterable, Mapping
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from stages.images.answer import Again
 from stages.images.outcome import Failed
 
-LONGEST_VERSION = 120  # bytes; it stands in a file's name, which has at most 255 in all
+# Bytes of a version as `_code` writes it into a name, which has then at most 143 in all, what
+# eCryptfs takes. S3's ETag of an object in parts has 44, a date 45, and a SHA-256 as ETag 70.
+LONGEST_CODE = 70
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 
 
@@ -16,6 +18,8 @@ class Part:
     """The beginning of a body, in a file whose name tells the validator of its version.
 
     A server that names no version (no strong ETag and no Last-Modified) is asked from the start.
+    So is one whose version is too long for a name: shortened, it would be another to the server,
+    and a date may not stand in for an ETag (RFC 9110, 13.1.5).
     """
 
     def __init__(self, path: Path) -> None:
@@ -94,21 +98,20 @@ class Part:
         self.body.unlink(missing_ok=True)
 
     def _file(self, version: str) -> Path:
-        code = base64.urlsafe_b64encode(_encoded(version)).decode()
-        return self._picture.with_name(f"{self._picture.name}.{code}.partial")
+        return self._picture.with_name(f"{self._picture.name}.{_code(version)}.partial")
 
 
 def _named_version(body: Path) -> str:
-    code = body.name.split(".")[-2]
-    return base64.urlsafe_b64decode(code).decode("utf-8", errors="surrogateescape")
+    return unquote(body.name.split(".")[-2], errors="surrogateescape")
 
 
-def _encoded(version: str) -> bytes:
-    return version.encode("utf-8", errors="surrogateescape")
+def _code(version: str) -> str:
+    """Write a version as a part of a file's name: letters and digits stand for themselves."""
+    return quote(version, safe="", errors="surrogateescape").replace(".", "%2E")
 
 
 def _version(headers: Mapping[str, str]) -> str:
     """Name the version that an answer gives; "" if it promises no equal bytes, or at length."""
     tag = headers.get("ETag", "")
     version = tag if tag.startswith('"') else headers.get("Last-Modified", "")  # not W/"weak"
-    return version if len(_encoded(version)) <= LONGEST_VERSION else ""
+    return version if len(_code(version)) <= LONGEST_CODE else ""

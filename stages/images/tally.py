@@ -4,13 +4,20 @@ An outcome is here the number that `ends.outcome_code` gives: a byte for each of
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from stages.harness.files import replacing
 from stages.images.ends import ENDS, SOURCES, outcome_code
 from stages.images.outcome import REASONS, Failed
 
+OUTCOMES = pa.schema([("id", pa.string()), ("outcome", pa.string())])
+# A code's name, as a table tells it to a person.
+_NAMES = pa.array([*(f"fetched_{source}" for source in SOURCES), *REASONS], pa.string())
 REPEATED = pa.scalar(outcome_code(Failed("repeated_id")), pa.int8())
 
 
@@ -23,6 +30,22 @@ def row_outcomes(is_repeated: pa.Array, asked: pa.Array, outcomes: pa.Array) -> 
         outcomes: of the pictures.
     """
     return pc.if_else(is_repeated, REPEATED, outcomes.take(asked))
+
+
+def write_outcomes(rows: Iterable[pa.RecordBatch], outcomes: pa.Array, path: Path) -> None:
+    """Write down what became of each row, for those who want to help the failed ones.
+
+    Args:
+        rows: with the columns `id` and `place`, in the order of their places.
+        outcomes: of all rows, in that order.
+        path: of the parquet file, of schema OUTCOMES; the same outcomes give the same bytes.
+    """
+    with replacing(path) as scratch, pq.ParquetWriter(scratch, OUTCOMES) as writer:
+        for batch in rows:
+            codes = outcomes.slice(batch["place"][0].as_py(), len(batch))
+            names = _NAMES.take(pc.subtract(codes, pa.scalar(1, pa.int8())))
+            columns = [batch["id"].cast(pa.string()), names]
+            writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=OUTCOMES))
 
 
 def count_outcomes(rows: pa.Array) -> dict[str, object]:

@@ -18,6 +18,7 @@ from stages.midjourney.reject import (
     prompt_reasons,
     upscale_reasons,
 )
+from stages.midjourney.repeated import id_numbers
 
 PAIRS = pa.schema(
     [
@@ -33,6 +34,13 @@ PAIRS = pa.schema(
     ]
 )
 CANDIDATES = PAIRS.set(PAIRS.get_field_index("user"), pa.field("user", pa.string()))
+UPSCALES = pa.schema(
+    [
+        ("id", pa.uint64()),  # of the message; null if the export does not tell, or nobody counts
+        ("user", pa.string()),
+        ("reason", pa.string()),  # null: a candidate
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +51,7 @@ class Judged:
     reasons: Counter[str]
     candidates: pa.RecordBatch  # of schema CANDIDATES
     counts: pa.Table  # of schema COUNTS; places are counted from the batch's start
+    upscales: pa.RecordBatch  # of schema UPSCALES
 
 
 def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judged:
@@ -70,9 +79,8 @@ def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judg
         prompts["version"], prompts["is_version_told"], facts["timestamp"], facts["version"]
     )
     by_prompt = prompt_reasons(prompts, version, facts["side_px"], params)
-    for found in (by_column, by_prompt):
-        for entry in pc.value_counts(found.drop_null()).to_pylist():
-            reasons[entry["values"]] += entry["counts"]
+    found = pc.replace_with_mask(by_column, by_column.is_null(), by_prompt)
+    reasons.update(_by_reason(found))
     fit = pc.indices_nonzero(by_prompt.is_null())
     raws, facts, prompts = (batch.take(fit) for batch in (raws, facts, prompts))
     candidates = pa.RecordBatch.from_arrays(
@@ -89,12 +97,52 @@ def judge(columns: pa.RecordBatch, layout: Layout, params: FilterParams) -> Judg
         ],
         schema=CANDIDATES,
     )
-    return Judged(len(columns), reasons, candidates, _count(upscales["user"], left.take(fit)))
+    counted = pa.RecordBatch.from_arrays(
+        [_message_ids(columns, layout, rows, upscales["user"]), upscales["user"], found],
+        schema=UPSCALES,
+    )
+    return Judged(len(columns), reasons, candidates, _count(counted), counted)
 
 
-def _count(users: pa.Array, candidates: pa.Array) -> pa.Table:
-    """Count upscales by user; a deleted user is many people, and nobody."""
-    is_candidate = np.zeros(len(users), np.bool_)
-    is_candidate[candidates.to_numpy()] = True
-    is_known = pc.invert(pc.is_in(users, pa.array(["", DELETED_USER])))
-    return count_users(users.filter(is_known), pa.array(is_candidate).filter(is_known), 0)
+def without_repeated(judged: Judged, is_repeated: np.ndarray) -> Judged:
+    """Drop upscales whose message came before: whatever else they are, they count once.
+
+    Args:
+        judged: a batch.
+        is_repeated: a truth for each of its upscales.
+    """
+    if not is_repeated.any():
+        return judged
+    was_candidate = judged.upscales["reason"].is_null().to_numpy(zero_copy_only=False)
+    dropped = judged.upscales.filter(pa.array(is_repeated))
+    upscales = judged.upscales.filter(pa.array(~is_repeated))
+    reasons = judged.reasons.copy()
+    reasons.subtract(_by_reason(dropped["reason"]))
+    reasons["repeated_message"] += len(dropped)
+    candidates = judged.candidates.filter(pa.array(~is_repeated[was_candidate]))
+    return Judged(judged.read, reasons, candidates, _count(upscales), upscales)
+
+
+def _by_reason(reasons: pa.Array) -> dict[str, int]:
+    entries = pc.value_counts(reasons.drop_null()).to_pylist()
+    return {entry["values"]: entry["counts"] for entry in entries}
+
+
+def _message_ids(
+    columns: pa.RecordBatch, layout: Layout, rows: pa.Array, users: pa.Array
+) -> pa.Array:
+    if layout.message_id is None:
+        return pa.nulls(len(rows), pa.uint64())
+    ids = id_numbers(columns[layout.message_id].take(rows))
+    return pc.if_else(_is_known(users), ids, None)
+
+
+def _is_known(users: pa.Array) -> pa.Array:
+    """Tell who is somebody; a deleted user is many people, and nobody."""
+    return pc.invert(pc.is_in(users, pa.array(["", DELETED_USER])))
+
+
+def _count(upscales: pa.RecordBatch) -> pa.Table:
+    """Count upscales by user, where one is known."""
+    known = upscales.filter(_is_known(upscales["user"]))
+    return count_users(known["user"], known["reason"].is_null(), 0)

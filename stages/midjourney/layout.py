@@ -43,6 +43,7 @@ class Layout:
     link: str  # the column with the attachments
     posts: Callable[[pa.RecordBatch], Posts]  # columns -> counts by kind, and the upscales
     facts: Callable[[pa.RecordBatch], pa.RecordBatch]  # columns -> schema FACTS
+    message_id: str | None = None  # the column with the id, if there is one
 
 
 def _facts(count: int, **columns: pa.Array) -> pa.RecordBatch:
@@ -157,6 +158,7 @@ LAYOUTS = (
         "url",
         _message_table_posts,
         _message_table_facts,
+        message_id="id",
     ),
     Layout(
         "midjourney-v6 table",
@@ -171,6 +173,7 @@ LAYOUTS = (
         "url_png",
         _threads_posts,
         _threads_facts,
+        message_id="id",
     ),
 )
 

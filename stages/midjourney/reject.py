@@ -19,6 +19,7 @@ COLUMN_REASONS = (
     "malformed",  # a row that breaks the file's format, or a content that no bot wrote
     "unfinished",  # waiting, in progress, stopped
     "not_upscaled",  # grids, variations, remixes, zooms, pans: nobody chose these
+    "repeated_message",  # its id came before, by somebody known: files of an export overlap
     "no_attachment",
     "unknown_user",  # deleted: many people under one name
     "cut",  # too long for the bot, which cut the flags away

@@ -152,7 +152,8 @@ def stage(folder: Path) -> list[str | Path]:
     (folder / "params.yaml").write_text(yaml.safe_dump({"download": section}))
     words: list[str | Path] = [sys.executable, "-m", "stages.download"]
     words += ["--params", folder / "params.yaml", "--pairs", folder / "pairs.parquet"]
-    return [*words, "--out", folder / "images", "--report", folder / "report.json"]
+    words += ["--out", folder / "images", "--report", folder / "report.json"]
+    return [*words, "--outcomes", folder / "outcomes.parquet"]
 
 
 def forget(folder: Path) -> None:

@@ -61,8 +61,11 @@ def download_main(arguments: list[str]) -> None:
 DOWNLOAD_JOB = Job(
     "download",
     download_main,
-    ("--pairs", "pairs.parquet", "--out", "images", "--report", "download.json"),
-    ("images", "download.json"),
+    (
+        *("--pairs", "pairs.parquet", "--out", "images"),
+        *("--report", "download.json", "--outcomes", "outcomes.parquet"),
+    ),
+    ("images", "download.json", "outcomes.parquet"),
 )
 TRAIN_JOB = Job(
     "train",
