@@ -31,7 +31,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 DEFLATE_RATIO = 1032  # zlib shrinks nothing further: https://zlib.net/zlib_tech.html
 DECODED_BYTES = {"JPEG": 12, "WEBP": 16}  # a pixel, at most, while Pillow decodes it
-ROOM_BYTES = 256 << 20  # for all that are decoded at once; a picture that takes more comes alone
+ROOM_BYTES = 320_000_000  # for all that are decoded at once; a picture that takes more comes alone
 # What Pillow's readers raise on broken files.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error, zlib.error)
 
