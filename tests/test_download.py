@@ -695,6 +695,7 @@ def test_a_part_without_a_strong_version_is_not_gone_on_with(tmp_path: Path) -> 
     assert part.range_headers() == {"Range": "bytes=3-", "If-Range": '"strong"'}
     assert part.begin(206, {"Content-Range": "bytes 3-9/10"}) == 3
     assert part.begin(206, {"Content-Range": "bytes 4-9/10"}) is None
+    assert part.begin(206, {"Content-Range": f"bytes {'9' * 4301}-9/10"}) is None
     assert not part.body.exists()
     assert part.begin(200, {"ETag": '"strong"'}) == 0
     part.body.write_bytes(b"abc")
@@ -1185,6 +1186,8 @@ def test_robots_headers_are_read(headers: list[str], keep_away: bool) -> None:
         ("-3", None),
         ("soon", None),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999999999", None),
+        ("Mon, 01 Jan 2024 99999999999999999999:00:00 GMT", None),
     ],
 )
 def test_retry_after_holds_seconds_or_a_date(header: str | None, wait_s: float | None) -> None:
@@ -1303,6 +1306,20 @@ def test_limits_come_before_decoding(tmp_path: Path) -> None:
     assert verify(path, 100, 10**6) == Failed("too_large")
     Image.new("RGB", (40, 30)).save(path, "GIF")
     assert verify(path, 10**6, 10**6) == Failed("not_an_image")
+
+
+@pytest.mark.parametrize(("repeats", "is_sound"), [(100, True), (250, False)])
+def test_a_jpeg_of_hundreds_of_scans_is_not_decoded(
+    repeats: int, is_sound: bool, tmp_path: Path
+) -> None:
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 128).save(file, "JPEG", progressive=True)
+    content, end = file.getvalue(), b"\xff\xd9"
+    last_scan = content[content.rindex(b"\xff\xda") : -len(end)]
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content.removesuffix(end) + last_scan * repeats + end)
+    found = verify(path, 10**6, 10**6)
+    assert isinstance(found, Picture) if is_sound else found == Failed("broken_image")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])

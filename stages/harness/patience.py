@@ -24,7 +24,7 @@ def retry_after_s(header: str | None) -> float | None:
         return float(text)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a zone far from the earth
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

@@ -3,8 +3,8 @@
 A picture is kept under its own name, whatever the params and the other rows: another threshold,
 mirror or row asks for nothing twice. It lies in a file of its own until its shard holds it, and
 then in that shard alone: nothing large is stored twice. Folders `pictures` and `packs` may be
-deleted at any time; they only save asking again. Failures are remembered for one pass over the
-rows: the next pass asks anew.
+deleted whenever no download runs; they only save asking again. Failures are remembered for one
+pass over the rows: the next pass asks anew.
 """
 
 import json
@@ -71,7 +71,7 @@ class Kept:
             with (self.packs / INDEX).open("rb") as file:
                 file.seek(at)
                 found = _read_line(file.readline())
-        except FileNotFoundError:  # somebody made room, as may be done at any time
+        except FileNotFoundError:  # somebody made room
             return None
         return found[1] if found and found[0] == name else None
 

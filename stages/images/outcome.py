@@ -35,7 +35,7 @@ PASSING = frozenset({"unreachable", "timeout", "rate_limited", "server_error"})
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A file that was decoded to its end."""
+    """A file that was verified to its end: a PNG by its checksums, others by decoding."""
 
     suffix: str  # by its content: ".png", ".jpg", ".webp"
     width: int  # as it is seen, which EXIF may turn

@@ -11,7 +11,7 @@ from stages.images.outcome import Failed
 # Bytes of a version as `_code` writes it into a name, which has then at most 143 in all, what
 # eCryptfs takes. S3's ETag of an object in parts has 44, a date 45, and a SHA-256 as ETag 70.
 LONGEST_CODE = 70
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-\d+/(?:\d+|\*)")
 
 
 class Part:

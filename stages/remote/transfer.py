@@ -23,7 +23,7 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 5
 MAX_TRIES = 6  # in a row without a new byte
 TIMEOUT = httpx.Timeout(60.0, connect=30.0)  # for each piece, not for the file
-CONTENT_RANGE = re.compile(r"bytes (?P<start>\d+)-\d+/(?P<total>\d+|\*)")
+CONTENT_RANGE = re.compile(r"bytes (?P<start>\d{1,19})-\d+/(?P<total>\d{1,19}|\*)")
 SERVER_WORD = re.compile(rb"<Code>(\w{1,60})</Code>")  # S3's errors are XML
 HEADERS = {"User-Agent": "cosmopolitan", "Accept-Encoding": "identity"}
 
