@@ -15,6 +15,7 @@ from threading import Condition, Lock
 from PIL import Image
 
 from stages.images.metadata import (
+    JPEG_SCAN,
     Piece,
     is_on_its_side,
     parts_and_orientation,
@@ -31,7 +32,6 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 DEFLATE_RATIO = 1032  # zlib shrinks nothing further: https://zlib.net/zlib_tech.html
 MOST_SCANS = 200  # of a JPEG; progressive ones have some ten, and each takes time to decode
-JPEG_SCAN = b"\xff\xda"  # ITU-T T.81, B.1.1.3; within a scan, no 0xff is followed by this
 DECODED_BYTES = {"JPEG": 12, "WEBP": 16}  # a pixel, at most, while Pillow decodes it
 ROOM_BYTES = 320_000_000  # for all that are decoded at once; a picture that takes more comes alone
 # What Pillow's readers raise on broken files.
@@ -132,7 +132,8 @@ def decoded_size(content: bytes, name: str, max_pixels: int) -> tuple[int, int] 
         with Image.open(io.BytesIO(content), formats=[name]) as image:
             width, height = image.size
         del image
-        if name == "JPEG" and content.count(JPEG_SCAN) > MOST_SCANS:
+        # within a scan, no 0xFF is followed by a marker
+        if name == "JPEG" and content.count(bytes([0xFF, JPEG_SCAN])) > MOST_SCANS:
             return None
         if width * height <= max_pixels:
             with DECODING.taken(width * height * DECODED_BYTES[name]):
