@@ -270,7 +270,7 @@ def test_a_plain_pull_of_dvc_s_refuses_it_too_by_the_setting_that_readers_are_to
 ) -> None:
     command = "dvc remote modify storage verify true"
     assert f"\n{command} " in (ROOT / "README.md").read_text("utf-8")
-    assert f"\n  {command}\n".replace("dvc", DVC) in place.HOW_TO_ADD
+    assert f"\n  {command}\n".replace("dvc", DVC) in place.how_to_add()
     assert shared.graph.share("push").returncode == 0
     shared.change(LEAF, b"leaf 2 of 9")
     trusting, strict = (cloned(shared, tmp_path / name) for name in ("trusting", "strict"))

@@ -18,13 +18,6 @@ from stages.harness.dvc_command import DVC
 ANSWER_S = 30.0  # a remote that says nothing for so long is called unreachable
 # Of folders and sockets, of S3, of SSH; of a key or an address that neither of them can read.
 REMOTE_ERRORS = (OSError, BotoCoreError, SshError, ValueError)
-HOW_TO_ADD = f"""\
-  {DVC} remote add --default storage s3://BUCKET/FOLDER
-  {DVC} remote add --default storage ssh://USER@HOST/FOLDER
-  {DVC} remote add --default storage /SHARED/FOLDER
-then, that a plain `dvc pull` hashes, too,
-  {DVC} remote modify storage verify true
-and commit .dvc/config; README, "Share results", says more"""
 HOW_TO_BE_LET_IN = {
     "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or\n"
     f"  {DVC} remote modify --local {{name}} access_key_id KEY\n"
@@ -108,6 +101,18 @@ class Place:
         return shlex.join([*words, f"{user}@{host}" if user else host])
 
 
+def how_to_add(name: str = "storage", *, is_default: bool = True) -> str:
+    """Give the commands that add a remote, one for each kind."""
+    new = f"--default {name}" if is_default else name
+    return f"""\
+  {DVC} remote add {new} s3://BUCKET/FOLDER
+  {DVC} remote add {new} ssh://USER@HOST/FOLDER
+  {DVC} remote add {new} /SHARED/FOLDER
+then, that a plain `dvc pull` hashes, too,
+  {DVC} remote modify {name} verify true
+and commit .dvc/config; README, "Share results", says more"""
+
+
 def open_place(repo: Repo, name: str | None) -> Place:
     """Open a remote that answers.
 
@@ -132,12 +137,12 @@ def open_place(repo: Repo, name: str | None) -> Place:
             ) from error
         raise ValueError(
             f"no remote is configured, so there is no place to share results. Next, one of\n"
-            f"{HOW_TO_ADD}"
+            f"{how_to_add()}"
         ) from error
     except RemoteNotFoundError as error:
         raise ValueError(
             f"DVC's config has no remote {name!r}; known: {known}. To add one:\n"
-            + HOW_TO_ADD.replace("--default storage", str(name)).replace(" storage ", f" {name} ")
+            + how_to_add(str(name), is_default=False)
         ) from error
     except ConfigError as error:
         raise ValueError(f"remote {name!r}: {error}") from error
