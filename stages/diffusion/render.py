@@ -61,8 +61,6 @@ class Easel:
         if compiled:
             keep_code_of_all_sizes()
             os.environ.setdefault(COMPILER_CACHE, str(cache.absolute()))
-        # tries the convolutions on the first picture of a size; on a GPU only
-        torch.backends.cudnn.benchmark = True
 
     def put(self, weights: Path) -> Models:
         """Load a model in the place of the last one.

@@ -85,7 +85,7 @@ def main() -> None:
         folder=options.folder.absolute(),
         dtype="float32" if options.small else "float16",
         steps=2 if options.small else SAMPLING.steps,
-        batch=2 if options.small else 28,  # the profile's
+        batch=2 if options.small else 42,  # the profile's
         side={"512": 32, "768": 48} if options.small else {"512": 512, "768": 768},
         seeds=1 if options.small else 8,
         compiler=options.compiler,
@@ -187,8 +187,15 @@ def throughput(bench: Bench, side: int) -> str:
     mean = bench.batch * len(seconds) / sum(seconds)
     return (
         f"{mean:.2f} pictures/s of {side} px (best batch {best:.2f}); the first batch {first:.1f} "
-        f"s, another model in its place {swapped:.1f} s"
+        f"s, another model in its place {swapped:.1f} s{peak_memory()}"
     )
+
+
+def peak_memory() -> str:
+    """Tell the most of the GPU's memory that this process has held at once."""
+    if not torch.cuda.is_available():
+        return ""
+    return f"; at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
 
 
 def company(bench: Bench) -> str:
