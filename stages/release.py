@@ -25,6 +25,7 @@ from stages.diffusion.header import read_header
 from stages.diffusion.model import save_diffusers
 from stages.diffusion.writing import free_bytes
 from stages.harness.counted import counted
+from stages.harness.dvc_command import DVC
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, write_json
 from stages.harness.params import load_named_params, load_params
@@ -79,7 +80,7 @@ def run(
     """
     check_filled_in(params)
     if not weights.is_file():
-        raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `dvc repro` first")
+        raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `{DVC} repro` first")
     metadata = read_header(weights).metadata
     before = digest_file(weights)
     lineage = lineage_of(weights, metadata, before.tensors_sha256)

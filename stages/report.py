@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from stages.harness.counted import counted
+from stages.harness.dvc_command import DVC
 from stages.harness.files import replacing, write_json
 from stages.harness.params import Params, load_params
 from stages.harness.paths import add_params_option, clear_errors
@@ -75,7 +76,7 @@ def run(
         raise FileExistsError(f"{out}: will not replace it, for it holds no {PAGE}")
     findings = read_findings(sources.reports, out, *([metrics] if metrics else []))
     if findings == Findings():
-        raise ValueError(f"{sources.reports}: no report of any stage. Run `dvc repro` first")
+        raise ValueError(f"{sources.reports}: no report of any stage. Run `{DVC} repro` first")
     sections = {name: all_params.get(name) for name in params.sections}
     known = {name: section for name, section in sections.items() if section is not None}
     texts = {name: _as_yaml(section) for name, section in sections.items()}
@@ -86,7 +87,9 @@ def run(
         last = sources.reports / "sheets" / LAST_GRID
         sheets = sorted(last.glob("*x*.*"), key=lambda sheet: sheet.stat().st_size)
         if not sheets:
-            raise FileNotFoundError(f"{last}: no sheet to copy to {picture}. Run `dvc repro` first")
+            raise FileNotFoundError(
+                f"{last}: no sheet to copy to {picture}. Run `{DVC} repro` first"
+            )
         with replacing(picture) as scratch:
             shutil.copyfile(sheets[-1], scratch)
     if card and findings.filter and findings.download:

@@ -16,6 +16,7 @@ from stages.diffusion.single_file import (
     other_file,
 )
 from stages.harness.counted import counted
+from stages.harness.dvc_command import DVC
 from stages.lineage.in_file import check_can_be_told
 from stages.lineage.noise_schedule import MARKERS, ZERO_TERMINAL_SNR, zero_terminal_snr
 from stages.merging.blocks import part_of
@@ -60,7 +61,7 @@ def open_source(path: Path) -> Source:
         )
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: no such file. Make it (dvc repro), fetch it (dvc pull), or name another"
+            f"{path}: no such file. Make it ({DVC} repro), fetch it ({DVC} pull), or name another"
         )
     header = read_header(path)
     check_can_be_told(path, header.metadata)

@@ -17,6 +17,8 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from stages.harness.dvc_command import DVC
+
 Json = dict[str, Any]
 
 # The keys by which a stage's JSON is known.
@@ -115,7 +117,7 @@ def read_findings(folder: Path, *leave_out: Path) -> Findings:
         ValueError: naming the file that is damaged, or the second of two where one is expected.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of reports. Run `dvc repro` first")
+        raise FileNotFoundError(f"{folder}: no such folder of reports. Run `{DVC} repro` first")
     findings = Findings()
     for path in sorted(_files(folder, leave_out)):
         below = PurePosixPath(path.relative_to(folder).as_posix())

@@ -15,6 +15,7 @@ from pyarrow.parquet import read_metadata
 
 from stages.diffusion.header import read_header
 from stages.drawing.manifest import Entry, read_manifest
+from stages.harness.dvc_command import DVC
 from stages.harness.files import sha256_file
 from stages.lineage.in_file import lineage_of
 from stages.releases.card import Sample
@@ -43,7 +44,7 @@ def winner_samples(evidence: Evidence) -> list[tuple[Path, Entry]]:
     if not drawn:
         raise ValueError(
             f"{evidence.cells}: no picture by {name!r}, which {evidence.choice} chose; the grid "
-            f"holds {', '.join(manifest.models)}. Draw it again: dvc repro grid_cells_final"
+            f"holds {', '.join(manifest.models)}. Draw it again: {DVC} repro grid_cells_final"
         )
     largest = max(entry.width * entry.height for entry in drawn)
     by_prompt = {e.prompt: e for e in reversed(drawn) if e.width * e.height == largest}
@@ -125,7 +126,7 @@ def _read_object(path: Path, *keys: str) -> dict[str, Any]:
         if not missing:
             return report
         lack = f"an object without {missing[0]!r}"
-    raise ValueError(f"{path}: not the report of a stage, but {lack}. Run `dvc repro` again")
+    raise ValueError(f"{path}: not the report of a stage, but {lack}. Run `{DVC} repro` again")
 
 
 def _rows(path: Path) -> int:
@@ -149,6 +150,6 @@ def read_report(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file. Run `dvc repro` first") from None
+        raise FileNotFoundError(f"{path}: no such file. Run `{DVC} repro` first") from None
     except ValueError as error:
         raise ValueError(f"{path}: not readable as JSON ({error})") from error
