@@ -221,6 +221,27 @@ def test_nothing_that_the_page_is_told_names_a_model(served: Served) -> None:
     assert not any(name.encode() in content for name in MODELS for content in told)
 
 
+def test_an_answer_about_the_same_pictures_in_another_grid_answers_nothing_here(
+    served: Served, tmp_path: Path
+) -> None:
+    """A row's winner has the pictures that it had among the cocktails, under another name."""
+    renamed = json.loads((served.cells / "cells.json").read_text("utf-8"))
+    renamed["group"] = "cocktails"
+    write_json(tmp_path / "cocktails/cells.json", renamed)
+    votes = tmp_path / "votes"
+    first = open_booth(tmp_path / "cocktails", "ben", votes)
+    asked = first.state()["question"]["id"]
+    first.vote(asked, "tie")
+    first.close()
+    second = open_booth(served.cells, "ben", votes)
+    state = second.state()
+    assert (state["done"], state["last"], state["question"]["id"]) == (0, None, asked)
+    second.vote(asked, "tie")
+    second.close()
+    assert len(read_votes(votes, "cocktails", MODELS).votes) == 1
+    assert len(read_votes(votes, "final", MODELS).votes) == 1
+
+
 def test_a_voter_goes_on_where_the_last_booth_was_closed(served: Served, tmp_path: Path) -> None:
     first = served.booth.state()["question"]["id"]
     served.post("/vote", {"question": first, "answer": "tie"})

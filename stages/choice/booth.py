@@ -66,7 +66,8 @@ class Booth:
         self._file = self._open()
         self._given: dict[str, str] = {}  # vote by question, in the order of the answers
         for _, line in answers(self.path, self.problems):
-            if line.get("question") in self._by_id:
+            # the same two pictures may stand in two grids, and each counts its own votes
+            if line["grid"] == grid and line.get("question") in self._by_id:
                 self._given.pop(line["question"], None)
                 self._given[line["question"]] = line["id"]
 
