@@ -242,6 +242,13 @@ def test_an_answer_about_the_same_pictures_in_another_grid_answers_nothing_here(
     assert len(read_votes(votes, "final", MODELS).votes) == 1
 
 
+@pytest.mark.parametrize("port", ["taken", 99999])
+def test_a_port_that_cannot_be_had_is_named(served: Served, port: object) -> None:
+    number = served.port if port == "taken" else 99999
+    with pytest.raises(OSError, match=f"port {number} of .*--port; 0 takes any"):
+        serve(served.booth, served.cells, number)
+
+
 def test_a_voter_goes_on_where_the_last_booth_was_closed(served: Served, tmp_path: Path) -> None:
     first = served.booth.state()["question"]["id"]
     served.post("/vote", {"question": first, "answer": "tie"})

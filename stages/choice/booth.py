@@ -205,13 +205,22 @@ def serve(booth: Booth, cells: Path, port: int) -> ThreadingHTTPServer:
         booth: what to ask.
         cells: the grid's folder.
         port: 0 takes any that is free.
+
+    Raises:
+        OSError: if the port cannot be had.
     """
 
     class Handler(_Handler):
         pass
 
     Handler.booth, Handler.cells = booth, cells
-    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    except (OSError, OverflowError) as error:  # the latter of a number that is no port's
+        raise OSError(
+            f"port {port} of {LOOPBACK} cannot be had: {error}. Is another booth open? Name "
+            "another by --port; 0 takes any that is free"
+        ) from None
     number = server.server_address[1]
     Handler.hosts = frozenset(f"{host}:{number}" for host in (LOOPBACK, "localhost"))
     return server
