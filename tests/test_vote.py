@@ -242,6 +242,24 @@ def test_an_answer_about_the_same_pictures_in_another_grid_answers_nothing_here(
     assert len(read_votes(votes, "final", MODELS).votes) == 1
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_answer_is_refused_where_git_put_another_file_in_the_place_of_the_voters(
+    served: Served, is_there: bool
+) -> None:
+    asked = served.booth.state()["question"]["id"]
+    served.post("/vote", {"question": asked, "answer": "tie"})
+    served.booth.path.unlink()
+    if is_there:
+        served.booth.path.write_text("")
+    body = {"question": served.booth.state()["question"]["id"], "answer": "tie"}
+    status, said = served.ask("POST", "/vote", body, Origin=f"http://{served.host}")
+    assert status == 500
+    assert b"anna.jsonl was replaced or taken away" in said
+    assert b"not kept" in said
+    assert served.booth.state()["done"] == 1
+    assert served.booth.path.exists() == is_there
+
+
 @pytest.mark.parametrize("port", ["taken", 99999])
 def test_a_port_that_cannot_be_had_is_named(served: Served, port: object) -> None:
     number = served.port if port == "taken" else 99999

@@ -85,9 +85,16 @@ class Booth:
 
     def close(self) -> None:
         """Let go of the voter's file; one that was never written to is taken away."""
-        if not self.path.stat().st_size:
+        if self._is_in_place() and not self.path.stat().st_size:
             self.path.unlink()
         self._file.close()
+
+    def _is_in_place(self) -> bool:
+        """Tell whether the file that was opened still stands under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def state(self) -> dict[str, Any]:
         """Say what the page shows: the next question, the one after it, and how far it is.
@@ -186,7 +193,16 @@ class Booth:
         return next(reversed(self._given.values()), None)
 
     def _append(self, line: dict[str, Any]) -> None:
-        """Add a line, after the break that a kill may have cut off the last one."""
+        """Add a line, after the break that a kill may have cut off the last one.
+
+        Raises:
+            RuntimeError: if another file stands in the place of the one that was opened.
+        """
+        if not self._is_in_place():
+            raise RuntimeError(
+                f"{self.path} was replaced or taken away, as Git does when it changes a file. "
+                "This answer was not kept: end the booth and start it again"
+            )
         text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         size = self.path.stat().st_size
         if size:
@@ -288,6 +304,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        except (OSError, RuntimeError) as error:  # the disk is full, or the file is not there
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
         self._send_state()
 
