@@ -145,6 +145,20 @@ def test_a_server_that_stays_busy_counts_as_lost(tmp_path: Path, start: Start) -
         run(tmp_path, params_for(start(busy_for=3)))
 
 
+def test_a_graph_that_the_server_forgot_is_sent_again(
+    tmp_path: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where somebody clears its queue, or it starts anew at once."""
+    monkeypatch.setattr("stages.comfy.server.ASK_AGAIN_S", 0.1)
+    server = start(forgets=2)
+    assert run(tmp_path, params_for(server, timeout_s=10))["drawn"] == 2 * CELLS
+    assert len(server.graphs) == 2 * CELLS + 2
+    assert "lost (GraphForgottenError); trying again in 0.01 s" in capsys.readouterr().out
+
+
 def test_a_server_that_hangs_counts_as_lost(tmp_path: Path, start: Start) -> None:
     good, hanging = start(), start(hangs=True)
     counts = run(tmp_path, params_for(good, hanging, timeout_s=1.0))
