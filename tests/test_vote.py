@@ -260,6 +260,12 @@ def test_an_answer_is_refused_where_git_put_another_file_in_the_place_of_the_vot
     assert served.booth.path.exists() == is_there
 
 
+def test_who_comes_by_another_port_is_told_the_right_one(served: Served) -> None:
+    status, said = served.ask("GET", "/", Host="localhost:9000")  # as by ssh -L 9000:127.0.0.1:8765
+    assert status == 421
+    assert f"127.0.0.1:{served.port} or localhost:{served.port}".encode() in said
+
+
 @pytest.mark.parametrize("port", ["taken", 99999])
 def test_a_port_that_cannot_be_had_is_named(served: Served, port: object) -> None:
     number = served.port if port == "taken" else 99999

@@ -263,7 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Refuse who does not speak to this booth: a name that leads here, or another page."""
         origin = self.headers.get("Origin")
         if self.headers.get("Host") not in self.hosts:
-            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "not the host's name")
+            names = " or ".join(sorted(self.hosts))
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, f"this booth is {names}, and nothing else")
         elif origin is not None and origin not in {f"http://{host}" for host in self.hosts}:
             self._refuse(HTTPStatus.FORBIDDEN, "a request of another page")
         else:
