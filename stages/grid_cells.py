@@ -100,6 +100,7 @@ def _what_draws(params: GridParams, out: Path) -> str:
 
     Raises:
         ConnectionError: if no server answers, and `out` does not tell what drew it with this graph.
+        ValueError: if the graph would draw alike what is to differ.
     """
     if params.engine == TORCH:
         return drawing_version(device_kind())
@@ -107,6 +108,12 @@ def _what_draws(params: GridParams, out: Path) -> str:
 
     comfyui = params.comfyui
     workflow = read_workflow(Path(comfyui.workflow))
+    for word, why in _varied(params):
+        if word not in workflow.words:
+            raise ValueError(
+                f"{comfyui.workflow}: {{{{{word}}}}} stands nowhere in it, but {why}: their "
+                "pictures would be alike"
+            )
     try:
         return f"{version_of(comfyui.servers, comfyui.timeout_s)}, {workflow.version}"
     except ConnectionError:
@@ -114,6 +121,21 @@ def _what_draws(params: GridParams, out: Path) -> str:
         if not drew.endswith(workflow.version):
             raise
         return str(drew)  # a grid that lacks nothing needs no server
+
+
+def _varied(params: GridParams) -> Iterator[tuple[str, str]]:
+    """Name the words of a graph by which cells of one prompt, seed and size differ, and why."""
+    axes = {
+        "sampler": "sampler",
+        "steps": "steps",
+        "guidance": "guidance",
+        "clip_layer": "clip_skip",
+    }
+    for word, axis in axes.items():
+        if getattr(params.axes, axis):
+            yield word, f"grid.axes.{axis} names several"
+    if len({prompt.negative for prompt in params.all_prompts()}) > 1:
+        yield "negative_prompt", "the prompts have different negative ones"
 
 
 @contextmanager

@@ -171,7 +171,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="choice, candidates and reason, a JSON file",
     )
     add_params_option(parser)
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.votes and not options.grid:
+        parser.error("--votes needs --grid: which grid's votes count?")
+    return options
 
 
 def main() -> None:

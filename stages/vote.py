@@ -1,8 +1,9 @@
 """Ask a person which of two pictures is better, blind, and keep the answers in a file.
 
-It opens a page for a browser on this machine (a phone may come through `ssh -L` or `adb reverse`):
-two pictures of one prompt and seed, by two models that are not named, sides by chance. Every
-answer is a line of `VOTER.jsonl` at once; stop when you like, and go on with the same command.
+It opens a page for a browser on this machine (a phone may come through `ssh -L` or `adb reverse`,
+by the same port's number): two pictures of one prompt and seed, by two models that are not named,
+sides by chance. Every answer is a line of `VOTER.jsonl` at once; stop when you like, and go on with
+the same command.
 `python -m stages.select` counts the votes; commit the file as any data.
 """
 

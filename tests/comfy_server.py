@@ -61,6 +61,7 @@ class Habits:
     dies_after: int | None = None  # pictures; then every connection breaks
     busy_for: int = 0  # graphs that it answers with 503 before it takes the first
     hangs: bool = False  # takes graphs, and never runs them
+    forgets: int = 0  # of the first graphs that it takes it knows nothing any more
     refuses: str = ""  # every graph, as in this case of the recording
     fails_on: str = ""  # a prompt on which it cannot load the checkpoint
     interrupted_on: str = ""  # a prompt on which somebody presses its cross
@@ -89,6 +90,7 @@ class FakeComfy:
     _history: dict[str, Any] = field(default_factory=dict)
     _sockets: dict[str, web.WebSocketResponse] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _queued: set[str] = field(default_factory=set)  # ids of graphs that are not yet in the history
     _running: str = ""  # whose graph is being run
 
     def start(self) -> FakeComfy:
@@ -102,6 +104,7 @@ class FakeComfy:
             app.router.add_get("/ws", self._socket)
             app.router.add_post("/prompt", self._prompt)
             app.router.add_get("/history/{id}", self._told)
+            app.router.add_get("/queue", self._queue)
             app.router.add_get("/view", self._view)
             self._runner = web.AppRunner(app, shutdown_timeout=0.1)
             await self._runner.setup()
@@ -195,6 +198,9 @@ class FakeComfy:
             prompt_id = f"chosen-by-the-server{len(self.graphs)}"
         self.graphs.append(body["prompt"])
         now = {then["body"]["prompt_id"]: prompt_id, then["body"]["client_id"]: body["client_id"]}
+        if len(self.graphs) <= self.habits.forgets:
+            return web.json_response(retold(then["answer"], now))
+        self._queued.add(prompt_id)
         run = self._run(case, body["prompt"], prompt_id, body["client_id"], now)
         self._tasks.add(asyncio.create_task(run))
         return web.json_response(retold(then["answer"], now))
@@ -233,6 +239,7 @@ class FakeComfy:
         told = retold(recorded_answer(case, "GET /history")["answer"], now)
         told[prompt_id]["prompt"][2] = graph
         self._history |= told
+        self._queued.discard(prompt_id)
         self._running = ""
         await self._say(client, said[last + 1 :], now)
 
@@ -270,6 +277,11 @@ class FakeComfy:
         prompt_id = request.match_info["id"]
         known = {prompt_id: self._history[prompt_id]} if prompt_id in self._history else {}
         return web.json_response(known)
+
+    async def _queue(self, request: web.Request) -> web.Response:
+        self._alive(request)
+        pending = [[number, name, {}, {}, []] for number, name in enumerate(self._queued)]
+        return web.json_response({"queue_running": [], "queue_pending": pending})
 
     async def _view(self, request: web.Request) -> web.Response:
         self._alive(request)

@@ -181,6 +181,12 @@ def test_a1111_is_told_the_schedule_and_whose_noise_it_is(sampler: str, said: st
     [
         ("[[64, 64], [96, 64]]", "[[60, 64]]", r"size 60 x 64 px: .* multiples of 8"),
         ("seeds: [1, 2]", "seeds: [1, 1]", "seeds holds 1 twice"),
+        (
+            "seeds: [1, 2]",
+            "seeds: [-1]",
+            "seeds must lie between 0 and 18446744073709551615, got -",
+        ),
+        ("seeds: [1, 2]", f"seeds: [{2**64}]", "seeds must lie between 0 and 1844"),
         ('prompts: [red apple, "blue, heart"]', "prompts: []", "prompts is empty"),
         ("dtype: float32", "dtype: int8", "unknown dtype 'int8'"),
         ("sampler: euler", "sampler: euler_a", "unknown sampler 'euler_a'; known: ddim, dpm"),

@@ -16,7 +16,7 @@ from stages.choice.scores import read_scores, score_table
 from stages.comfy.server import Server
 from stages.comfy.workflow import SAMPLERS, Workflow, read_workflow
 from stages.drawing.cell import SAMPLER_NAMES, Cell
-from stages.drawing.grid_params import GridParams, planned_cells
+from stages.drawing.grid_params import GridParams, PromptSet, planned_cells
 from stages.drawing.manifest import read_manifest
 from stages.harness.files import sha256_bytes
 from tests.comfy_server import FakeComfy, Habits
@@ -143,6 +143,20 @@ def test_a_server_that_is_busy_for_a_moment_is_asked_again(
 def test_a_server_that_stays_busy_counts_as_lost(tmp_path: Path, start: Start) -> None:
     with pytest.raises(ConnectionError, match=r"not drawn: 16 cells.*ClientResponseError 503"):
         run(tmp_path, params_for(start(busy_for=3)))
+
+
+def test_a_graph_that_the_server_forgot_is_sent_again(
+    tmp_path: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As where somebody clears its queue, or it starts anew at once."""
+    monkeypatch.setattr("stages.comfy.server.ASK_AGAIN_S", 0.1)
+    server = start(forgets=2)
+    assert run(tmp_path, params_for(server, timeout_s=10))["drawn"] == 2 * CELLS
+    assert len(server.graphs) == 2 * CELLS + 2
+    assert "lost (GraphForgottenError); trying again in 0.01 s" in capsys.readouterr().out
 
 
 def test_a_server_that_hangs_counts_as_lost(tmp_path: Path, start: Start) -> None:
@@ -302,6 +316,35 @@ def test_a_workflow_that_is_none_is_refused(tmp_path: Path, text: str, message: 
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_workflow(path)
+
+
+@pytest.mark.parametrize(
+    ("word", "axis", "values", "why"),
+    [
+        ("sampler", "sampler", ["ddim"], r"grid\.axes\.sampler names several"),
+        ("steps", "steps", [3], r"grid\.axes\.steps names several"),
+        ("clip_layer", "clip_skip", [2], r"grid\.axes\.clip_skip names several"),
+        ("negative_prompt", None, None, "the prompts have different negative ones"),
+    ],
+)
+def test_a_workflow_that_would_draw_alike_what_is_to_differ_is_refused(
+    tmp_path: Path, start: Start, word: str, axis: str | None, values: Any, why: str
+) -> None:
+    params, path = params_for(server := start()), tmp_path / "w.json"
+    path.write_text(WORKFLOW.read_text("utf-8").replace(f'"{{{{{word}}}}}"', "1"))
+    params = dataclasses.replace(
+        params, comfyui=dataclasses.replace(params.comfyui, workflow=str(path))
+    )
+    if axis:
+        axes = dataclasses.replace(params.axes, **{axis: values})
+        varied = dataclasses.replace(params, axes=axes)
+    else:
+        avoids = PromptSet(category="a", negative_prompt="blurry", prompts=["dog"])
+        varied = dataclasses.replace(params, prompts=["cat", avoids])
+    with pytest.raises(ValueError, match=rf"w\.json: \{{\{{{word}\}}\}} stands nowhere.*{why}"):
+        run(tmp_path, varied)
+    assert not server.graphs
+    assert run(tmp_path, params)["drawn"] == 2 * CELLS
 
 
 def test_a_server_s_address_may_end_in_a_slash() -> None:

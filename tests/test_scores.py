@@ -141,6 +141,23 @@ def test_means_of_every_measure_come_with_intervals_and_as_a_plot(tmp_path: Path
     assert float(shown["mean"]) == pytest.approx(mean, abs=1e-3)
 
 
+def test_a_prompt_with_and_without_a_negative_one_is_one_of_those_that_are_resampled(
+    tmp_path: Path,
+) -> None:
+    cells = make_grid(tmp_path / "cells")
+    written = json.loads((cells / "cells.json").read_text("utf-8"))
+    prompts = list(dict.fromkeys(cell["prompt"] for cell in written["cells"]))
+    for cell in written["cells"]:
+        number = prompts.index(cell["prompt"])
+        cell |= {"prompt": prompts[number // 2], "negative_prompt": "blurry" * (number % 2)}
+    write_json(cells / "cells.json", written)
+    outs = grid_score.ScoreOuts(tmp_path / "s.csv", tmp_path / "s.json")
+    grid_score.run(cells, make_tiny_clip(tmp_path / "clip"), outs, SCORE_PARAMS)
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert said["prompts"] == 2
+    assert all(figures.keys() == {"score"} for figures in said["scores"].values()), "no interval"
+
+
 def test_a_real_picture_that_lies_on_its_side_is_compared_as_it_is_seen(tmp_path: Path) -> None:
     look = judge.Judge(make_tiny_clip(tmp_path / "clip"))
     upright = look.real(make_validation(tmp_path / "upright"))

@@ -738,8 +738,20 @@ def test_the_command_line_reads_the_choices_own_section(
     select.main()
     assert (tmp_path / "models/vodka/64.safetensors").read_text() == "weights of epoch_020"
     assert "epoch_020: named in the params" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [*words, "--report", "r.json", "--votes", "none"])
+    monkeypatch.setattr(
+        "sys.argv", [*words, "--report", "r.json", "--votes", "none", "--grid", "g"]
+    )
     section["checkpoint"] = {64: {"choice": "epoch_030"}}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"select": section}))
     with pytest.raises(SystemExit, match=r"Candidates: epoch_010, epoch_020"):
         select.main()
+
+
+def test_votes_without_the_name_of_their_grid_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["final", "--from", "a=a.safetensors", "--out", "o", "--report", "r"]
+    with pytest.raises(SystemExit):
+        select.parse([*words, "--votes", "data/votes"])
+    assert "--votes needs --grid" in capsys.readouterr().err
+    assert select.parse([*words, "--votes", "data/votes", "--grid", "final"]).grid == "final"

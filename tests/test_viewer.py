@@ -191,6 +191,14 @@ def test_axes_are_swapped_and_chosen(page: Page, site: Path) -> None:
     expect(page.locator("#count")).to_contain_text("24 pictures")
 
 
+def test_a_long_name_above_a_column_is_shown_to_its_end(page: Page, site: Path) -> None:
+    go(page, site, "#grid=final&x=prompt&y=model")
+    names = "spans => spans.map(s => [s.textContent, s.scrollHeight - s.clientHeight])"
+    shown = dict(page.locator(".head span").evaluate_all(names))
+    assert shown.keys() == PROMPTS.keys()
+    assert max(shown.values()) <= 1
+
+
 def test_prompts_are_filtered_by_category(page: Page, site: Path) -> None:
     go(page, site, "#grid=final")
     page.locator("#category").select_option("food")

@@ -221,6 +221,58 @@ def test_nothing_that_the_page_is_told_names_a_model(served: Served) -> None:
     assert not any(name.encode() in content for name in MODELS for content in told)
 
 
+def test_an_answer_about_the_same_pictures_in_another_grid_answers_nothing_here(
+    served: Served, tmp_path: Path
+) -> None:
+    """A row's winner has the pictures that it had among the cocktails, under another name."""
+    renamed = json.loads((served.cells / "cells.json").read_text("utf-8"))
+    renamed["group"] = "cocktails"
+    write_json(tmp_path / "cocktails/cells.json", renamed)
+    votes = tmp_path / "votes"
+    first = open_booth(tmp_path / "cocktails", "ben", votes)
+    asked = first.state()["question"]["id"]
+    first.vote(asked, "tie")
+    first.close()
+    second = open_booth(served.cells, "ben", votes)
+    state = second.state()
+    assert (state["done"], state["last"], state["question"]["id"]) == (0, None, asked)
+    second.vote(asked, "tie")
+    second.close()
+    assert len(read_votes(votes, "cocktails", MODELS).votes) == 1
+    assert len(read_votes(votes, "final", MODELS).votes) == 1
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_an_answer_is_refused_where_git_put_another_file_in_the_place_of_the_voters(
+    served: Served, is_there: bool
+) -> None:
+    asked = served.booth.state()["question"]["id"]
+    served.post("/vote", {"question": asked, "answer": "tie"})
+    served.booth.path.unlink()
+    if is_there:
+        served.booth.path.write_text("")
+    body = {"question": served.booth.state()["question"]["id"], "answer": "tie"}
+    status, said = served.ask("POST", "/vote", body, Origin=f"http://{served.host}")
+    assert status == 500
+    assert b"anna.jsonl was replaced or taken away" in said
+    assert b"not kept" in said
+    assert served.booth.state()["done"] == 1
+    assert served.booth.path.exists() == is_there
+
+
+def test_who_comes_by_another_port_is_told_the_right_one(served: Served) -> None:
+    status, said = served.ask("GET", "/", Host="localhost:9000")  # as by ssh -L 9000:127.0.0.1:8765
+    assert status == 421
+    assert f"127.0.0.1:{served.port} or localhost:{served.port}".encode() in said
+
+
+@pytest.mark.parametrize("port", ["taken", 99999])
+def test_a_port_that_cannot_be_had_is_named(served: Served, port: object) -> None:
+    number = served.port if port == "taken" else 99999
+    with pytest.raises(OSError, match=f"port {number} of .*--port; 0 takes any"):
+        serve(served.booth, served.cells, number)
+
+
 def test_a_voter_goes_on_where_the_last_booth_was_closed(served: Served, tmp_path: Path) -> None:
     first = served.booth.state()["question"]["id"]
     served.post("/vote", {"question": first, "answer": "tie"})

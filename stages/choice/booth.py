@@ -66,7 +66,8 @@ class Booth:
         self._file = self._open()
         self._given: dict[str, str] = {}  # vote by question, in the order of the answers
         for _, line in answers(self.path, self.problems):
-            if line.get("question") in self._by_id:
+            # the same two pictures may stand in two grids, and each counts its own votes
+            if line["grid"] == grid and line.get("question") in self._by_id:
                 self._given.pop(line["question"], None)
                 self._given[line["question"]] = line["id"]
 
@@ -84,9 +85,16 @@ class Booth:
 
     def close(self) -> None:
         """Let go of the voter's file; one that was never written to is taken away."""
-        if not self.path.stat().st_size:
+        if self._is_in_place() and not self.path.stat().st_size:
             self.path.unlink()
         self._file.close()
+
+    def _is_in_place(self) -> bool:
+        """Tell whether the file that was opened still stands under its name."""
+        try:
+            return os.path.samestat(os.fstat(self._file.fileno()), self.path.stat())
+        except FileNotFoundError:
+            return False
 
     def state(self) -> dict[str, Any]:
         """Say what the page shows: the next question, the one after it, and how far it is.
@@ -185,7 +193,16 @@ class Booth:
         return next(reversed(self._given.values()), None)
 
     def _append(self, line: dict[str, Any]) -> None:
-        """Add a line, after the break that a kill may have cut off the last one."""
+        """Add a line, after the break that a kill may have cut off the last one.
+
+        Raises:
+            RuntimeError: if another file stands in the place of the one that was opened.
+        """
+        if not self._is_in_place():
+            raise RuntimeError(
+                f"{self.path} was replaced or taken away, as Git does when it changes a file. "
+                "This answer was not kept: end the booth and start it again"
+            )
         text = json.dumps(line, ensure_ascii=False).encode() + b"\n"
         size = self.path.stat().st_size
         if size:
@@ -204,13 +221,22 @@ def serve(booth: Booth, cells: Path, port: int) -> ThreadingHTTPServer:
         booth: what to ask.
         cells: the grid's folder.
         port: 0 takes any that is free.
+
+    Raises:
+        OSError: if the port cannot be had.
     """
 
     class Handler(_Handler):
         pass
 
     Handler.booth, Handler.cells = booth, cells
-    server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    try:
+        server = ThreadingHTTPServer((LOOPBACK, port), Handler)
+    except (OSError, OverflowError) as error:  # the latter of a number that is no port's
+        raise OSError(
+            f"port {port} of {LOOPBACK} cannot be had: {error}. Is another booth open? Name "
+            "another by --port; 0 takes any that is free"
+        ) from None
     number = server.server_address[1]
     Handler.hosts = frozenset(f"{host}:{number}" for host in (LOOPBACK, "localhost"))
     return server
@@ -237,7 +263,8 @@ class _Handler(BaseHTTPRequestHandler):
         """Refuse who does not speak to this booth: a name that leads here, or another page."""
         origin = self.headers.get("Origin")
         if self.headers.get("Host") not in self.hosts:
-            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "not the host's name")
+            names = " or ".join(sorted(self.hosts))
+            self._refuse(HTTPStatus.MISDIRECTED_REQUEST, f"this booth is {names}, and nothing else")
         elif origin is not None and origin not in {f"http://{host}" for host in self.hosts}:
             self._refuse(HTTPStatus.FORBIDDEN, "a request of another page")
         else:
@@ -278,6 +305,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+            return
+        except (OSError, RuntimeError) as error:  # the disk is full, or the file is not there
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
             return
         self._send_state()
 

@@ -2,8 +2,9 @@
 
 Its races, and what is done about them: it says `execution_success` before its history tells the
 files, so the history is asked until it knows; a message may be lost with its socket, so the
-history is asked now and then while we wait; an equal graph sent twice is answered with the first
-one's file, so every request names a file of its own.
+history is asked now and then while we wait; a graph may be forgotten, as by somebody who clears the
+queue or a start anew, so the queue is asked, too; an equal graph sent twice is answered with the
+first one's file, so every request names a file of its own.
 
 Tried against ComfyUI 0.3.64, whose words `tests/comfy_recording.jsonl` keeps. It knows SD 1.5 of
 full size alone: of the mini model it says that it cannot detect the type.
@@ -39,6 +40,10 @@ class PictureError(RuntimeError):
 
 class SlowError(ConnectionError):
     """The server took longer than it may; to ask it again would take as long."""
+
+
+class GraphForgottenError(ConnectionError):
+    """The server knows nothing of a graph that it took; it may be asked again."""
 
 
 class Server:
@@ -141,7 +146,12 @@ class Server:
     async def _outputs(self, prompt_id: str) -> dict[str, Any]:
         """Wait until the server has finished, and give what its history tells of it."""
         while not await self._has_finished(prompt_id):
-            if told := await self._history(prompt_id):
+            told = await self._history(prompt_id)
+            if not told and not await self._is_queued(prompt_id):
+                told = await self._history(prompt_id)  # it may have finished in between
+                if not told:
+                    raise GraphForgottenError
+            if told:
                 return told
         for _ in range(HISTORY_TRIES):
             if told := await self._history(prompt_id):
@@ -167,6 +177,12 @@ class Server:
             elif message.type is not aiohttp.WSMsgType.BINARY:  # closed: what it said is lost
                 self._socket = await self._connect()
         return False
+
+    async def _is_queued(self, prompt_id: str) -> bool:
+        """Tell whether the server runs a graph, or is going to."""
+        queue = await self._json("/queue")
+        waiting = [*queue.get("queue_running", []), *queue.get("queue_pending", [])]
+        return any(prompt_id in item[:2] for item in waiting)  # its number and its id come first
 
     async def _history(self, prompt_id: str) -> dict[str, Any] | None:
         """Give what the history tells of a graph; None while it knows nothing.

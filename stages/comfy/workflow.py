@@ -31,6 +31,11 @@ class Workflow:
         text = json.dumps(self.nodes, sort_keys=True)
         return f"workflow {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
+    @property
+    def words(self) -> set[str]:
+        """Name the words that stand in it."""
+        return set(WORD.findall(json.dumps(self.nodes)))
+
     def filled(self, cell: Cell, checkpoint: str, file_name: str) -> dict[str, Any]:
         """Put a cell's values in the place of the words.
 
@@ -81,7 +86,7 @@ def read_workflow(path: Path) -> Workflow:
             f"{path}: not a workflow in API format (id: {{class_type, inputs}}). In ComfyUI use "
             "Workflow, Export (API)"
         )
-    words = set(WORD.findall(json.dumps(nodes)))
+    words = Workflow(nodes).words
     known = {*NEEDED, "clip_layer", "guidance", "height", "negative_prompt", "sampler"}
     known |= {"schedule", "steps", "width"}
     if unknown := sorted(words - known):

@@ -15,6 +15,7 @@ TILE_STEP_PX = 32  # tiles overlap by a quarter, which must be whole latents
 DTYPES = ("float32", "float16", "bfloat16")
 ENGINES = (TORCH, COMFYUI)
 MAX_STEPS = 1000  # of SD 1.5's noise schedule: a step each
+MAX_SEED = 2**64 - 1  # of torch and ComfyUI; to A1111, -1 is another seed each time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +121,9 @@ class GridParams(Params):
             if repeated := [value for value in values if values.count(value) > 1]:
                 raise ValueError(f"{name} holds {repeated[0]!r} twice")
         self._check_prompts()
+        for seed in self.seeds:
+            if not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"seeds must lie between 0 and {MAX_SEED}, got {seed}")
         for size in self.sizes:
             if any(side < 1 or side % SIDE_STEP_PX for side in size):
                 raise ValueError(

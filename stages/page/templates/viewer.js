@@ -14,7 +14,7 @@ const OVERSCAN = 2;
 // ---- what is shown; all of it stands in the address, so that a link leads back to it
 const ZOOM = Math.max(40, Math.min(160, Math.floor(innerWidth * .37))); // two columns and the labels fit a phone
 const state = { grid: 0, x: "model", y: "prompt", fixed: {}, category: "", words: "", zoom: ZOOM, cell: null, focus: [0, 0], open: null, mode: "side" };
-let grid, columns = [], rows = [], rowNumbers, lookup, labelWidth = 0, headHeight = 0, shown = new Map(), heads = new Map(), waiting = false, returning = false;
+let grid, columns = [], rows = [], rowNumbers, lookup, labelWidth = 0, headLines = 2, headHeight = 0, shown = new Map(), heads = new Map(), waiting = false, returning = false;
 
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
@@ -131,7 +131,10 @@ function cellText(row, column) {
 function measure() {
   const width = at("scroll").clientWidth;
   labelWidth = Math.round(Math.min(220, Math.max(84, width * .26)));
-  headHeight = 46;
+  // as high as the longest name wants it: columns of one sampler may differ in their last word alone
+  const longest = Math.max(0, ...columns.map(number => grid.axes[state.x][number].length));
+  headLines = Math.min(5, Math.max(2, Math.ceil(longest * 10 / (state.zoom - 10))));
+  headHeight = 12 + 17 * headLines;
   const sheet = at("sheet");
   sheet.style.width = labelWidth + columns.length * state.zoom + "px";
   sheet.style.height = headHeight + rows.length * state.zoom + "px";
@@ -203,7 +206,7 @@ function addHead(column) {
   element.setAttribute("role", "columnheader"); element.setAttribute("aria-colindex", column + 2);
   element.style.cssText = `left:${labelWidth + column * state.zoom}px;width:${state.zoom}px;height:${headHeight}px`;
   const text = make("span", "", grid.axes[state.x][columns[column]]);
-  text.style.webkitLineClamp = 2;
+  text.style.webkitLineClamp = headLines;
   element.title = text.textContent;
   element.append(text);
   heads.element.append(element);
