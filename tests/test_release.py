@@ -494,6 +494,30 @@ def test_a_changed_byte_is_found(winner: Path) -> None:
         release(winner)
 
 
+@pytest.mark.parametrize(
+    ("name", "report", "words"),
+    [
+        ("cocktail", "release.json", "is also the winner"),
+        ("x", "release.json", "is also the ingredient 'realistic'"),
+        ("new", "cocktail.safetensors", "is also the winner"),
+        ("new", "link", "is also the winner"),
+        ("new", "new.safetensors", "is also the new new.safetensors"),
+        ("new", "folder", "folder: is no file"),
+        ("new", "y.safetensors/release.json", "y.safetensors is no folder"),
+    ],
+)
+def test_a_release_replaces_nothing_that_it_is_made_of_and_knows_so_before_the_work(
+    winner: Path, name: str, report: str, words: str
+) -> None:
+    folder = winner.parent
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to(winner)
+    before = {path: digest(path) for path in folder.glob("*.*")}
+    with pytest.raises((ValueError, OSError), match=words):
+        run(winner, folder, folder / report, replace(PARAMS, name=name), ingredients(folder))
+    assert {path: digest(path) for path in folder.glob("*.*")} == before
+
+
 def test_another_version_of_an_ingredient_is_found(winner: Path) -> None:
     x = replace(ingredients(winner.parent)["realistic"], sha256="0" * 64)
     with pytest.raises(ValueError, match="Is it another version"):
