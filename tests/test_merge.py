@@ -918,6 +918,13 @@ def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -
         merge_files(inputs, "a + b - c", tmp_path / "model.ckpt", "float16")
 
 
+def test_a_folder_that_is_none_is_known_to_a_dry_run_too(tmp_path: Path) -> None:
+    a = abc(tmp_path)["a"]
+    for options in (["--dry-run"], []):
+        with pytest.raises(SystemExit, match=r"a\.safetensors is no folder"):
+            main(["--expression", "a", f"a={a}", "--out", str(a / "new.safetensors"), *options])
+
+
 def test_hundreds_of_inputs_merge(tmp_path: Path) -> None:
     one = abc(tmp_path)["a"]
     inputs = {f"model_{i}": one for i in range(400)}
