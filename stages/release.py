@@ -16,6 +16,7 @@ compares with hashes.json and with what the file says of itself, and shows its a
 
 import argparse
 import errno
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -126,6 +127,8 @@ def run(
     write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
     if config:
         save_diffusers(path, config, out / "diffusers")
+        for part in (out / "diffusers").rglob("*.safetensors"):
+            shutil.copymode(path, part)  # the library lets nobody but their owner read them
     choice = None
     if evidence:
         shown = publish_samples(samples, out / "pictures")

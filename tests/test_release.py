@@ -745,6 +745,15 @@ def test_the_diffusers_folder_holds_the_same_weights(
     assert_same_weights(ours.text_encoder, pipeline.text_encoder)
 
 
+def test_whoever_may_read_the_released_file_may_read_all_of_the_release(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    path = release_whole(whole, tiny_sd)
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    modes = {str(f.relative_to(path.parent)): oct(f.stat().st_mode & 0o777) for f in files}
+    assert set(modes.values()) == {modes[path.name]}, modes
+
+
 def test_verify_agrees_with_what_was_released_and_finds_a_changed_byte(
     whole: tuple[Path, Evidence], tiny_sd: TinySD, capsys: pytest.CaptureFixture[str]
 ) -> None:
