@@ -293,6 +293,14 @@ def test_a_forbidding_licence_stops_the_release_by_name(
     assert not (winner.parent / "release").exists()
 
 
+def test_a_winner_that_is_itself_forbidden_is_not_released(winner: Path) -> None:
+    known = ingredients(winner.parent)["general"]
+    itself = replace(known, path=str(winner), licence="Mine", merging_allowed=False)
+    with pytest.raises(ValueError, match=r"'itself' \(Mine\), the file itself\."):
+        release(winner, itself=itself)
+    assert not (winner.parent / "release").exists()
+
+
 def test_an_ingredient_outside_the_lineage_may_forbid_what_it_likes(winner: Path) -> None:
     outside = write(winner.parent / "outside.safetensors", 9)
     forbidding = replace(
