@@ -742,13 +742,21 @@ def test_another_text_encoder_does_not_fit_in_either(tmp_path: Path) -> None:
         merged(inputs, "parts(a, text_encoder=t)")
 
 
+def test_a_text_encoder_in_another_layout_is_what_lacks_the_keys(tmp_path: Path) -> None:
+    whole = {KEY: A, "cond_stage_model.transformer.text_model.final_layer_norm.bias": A}
+    inputs = {"a": write(tmp_path / "a.safetensors", whole)}
+    inputs["t"] = write(tmp_path / "t.safetensors", {"text_model.final_layer_norm.bias": B})
+    with pytest.raises(ValueError, match="text_encoder= names holds keys of the text_encoder, as"):
+        merged(inputs, "parts(a, text_encoder=t)")
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
         ("mbw(a, b, GRAD_V)", "block weights are for the UNet"),
         ("0.5*a + 0.5*slerp(a, mbw(a, b, FLAT_50), 0.5)", "block weights are for the UNet"),
-        ("parts(a, vae=b)", "no key is of the vae"),
-        ("parts(a, text_encoder=b)", "no key is of the text_encoder"),
+        ("parts(a, vae=b)", "no file that vae= names holds keys of the vae"),
+        ("parts(a, text_encoder=b)", "no file that text_encoder= names"),
     ],
 )
 def test_block_weights_and_parts_that_would_do_nothing_are_refused(
