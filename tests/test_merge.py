@@ -856,6 +856,14 @@ def test_a_header_that_is_not_too_long_but_cut_is_told_as_such(tmp_path: Path) -
         merged(inputs, "a + b - c")
 
 
+def test_what_is_rounded_to_the_largest_float16_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    numbers = {KEY: torch.tensor([65510.0, -65519.0])}
+    edge = {"a": write(tmp_path / "a.safetensors", numbers, torch.float32)}
+    assert merged(edge, "a", dtype="float16")[KEY].tolist() == [65504.0, -65504.0]
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        merged(edge, "1.0001*a", dtype="float16")
+
+
 def test_a_sum_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     inputs = {
         "a": write(tmp_path / "a.safetensors", {KEY: A * 10_000}),
