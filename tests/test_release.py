@@ -44,7 +44,7 @@ from stages.merge import main as merge_main
 from stages.merging.files import merge_files
 from stages.release import main, run
 from stages.releases.evidence import Evidence
-from stages.releases.modelspec import ReleaseParams
+from stages.releases.modelspec import ReleaseParams, sd_merge_recipe
 from stages.releases.prediction import prediction_type
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -166,6 +166,27 @@ def test_a1111_finds_its_merge_keys(winner: Path) -> None:
     x = models[digest(folder / "x.safetensors")]
     empty = sha256(b"").hexdigest()[:8]  # the file ends before 1 MiB
     assert x == {"name": "realistic", "legacy_hash": empty, "sd_merge_recipe": None}
+
+
+@pytest.mark.parametrize(
+    ("expression", "method", "multiplier"),
+    [
+        ("0.7*a + 0.3*b", "Weighted sum", 0.3),
+        ("1.5*a - 0.5*b", "expression", None),
+        ("0.5*a + 0.4*b", "expression", None),
+        ("a + 0.5*(b - c)", "Add difference", 0.5),
+        ("a - 0.5*(b - c)", "expression", None),
+        ("0.6*a + 0.2*b + 0.2*c", "expression", None),
+    ],
+)
+def test_a1111_s_methods_are_named_for_what_they_can_do_alone(
+    expression: str, method: str, multiplier: float | None
+) -> None:
+    inputs = {name: name * 64 for name in "abc" if name in expression}
+    recipe = {"kind": "merge", "expression": expression, "inputs": inputs}
+    told = sd_merge_recipe(recipe, "x")
+    assert told is not None
+    assert (told["interp_method"], told["multiplier"]) == (method, multiplier)
 
 
 def test_the_card_tells_ancestry_licences_and_hashes(winner: Path) -> None:
