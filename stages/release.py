@@ -16,6 +16,7 @@ compares with hashes.json and with what the file says of itself, and shows its a
 
 import argparse
 import errno
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -76,11 +77,20 @@ def run(
 
     Raises:
         FileNotFoundError: if the winner or an ingredient is missing.
-        ValueError: if a licence forbids the release, a source is unknown, or the file is damaged.
+        ValueError: if a licence forbids the release, a source is unknown, the file is damaged, or
+            what would be written is also read.
     """
     check_filled_in(params)
     if not weights.is_file():
         raise FileNotFoundError(f"{weights}: no such file. Which one won? Run `{DVC} repro` first")
+    path = out / f"{params.name}.safetensors"
+    read = {
+        "the winner": weights,
+        **{f"the ingredient {n!r}": Path(i.path) for n, i in ingredients.items()},
+    }
+    if evidence:
+        read |= {"the reference": evidence.reference, "the report of the choice": evidence.choice}
+    check_outputs([path, path.with_suffix(".md"), out / HASHES, report], read)
     metadata = read_header(weights).metadata
     before = digest_file(weights)
     lineage = lineage_of(weights, metadata, before.tensors_sha256)
@@ -101,7 +111,6 @@ def run(
     def title(sha256: str) -> str:
         return names.get(sha256) or lineage.title(sha256)
 
-    path = out / f"{params.name}.safetensors"
     samples = winner_samples(evidence) if evidence else []
     counts = data_counts(evidence) if evidence else None
     reference = read_reference(evidence, names) if evidence else None
@@ -119,6 +128,8 @@ def run(
     write_json(out / HASHES, {path.name: {**asdict(digests), "bytes": path.stat().st_size}})
     if config:
         save_diffusers(path, config, out / "diffusers")
+        for part in (out / "diffusers").rglob("*.safetensors"):
+            shutil.copymode(path, part)  # the library lets nobody but their owner read them
     choice = None
     if evidence:
         shown = publish_samples(samples, out / "pictures")
@@ -144,6 +155,33 @@ def run(
         },
     )
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
+
+
+def check_outputs(outputs: Sequence[Path], read: Mapping[str, Path]) -> None:
+    """Refuse to write over what is read, or where no file can be, before the work.
+
+    Args:
+        outputs: the new files, none of which may be another.
+        read: files by what they are, for messages.
+
+    Raises:
+        ValueError, FileExistsError, NotADirectoryError: naming the file.
+    """
+    for number, out in enumerate(outputs):
+        if out.exists() and not out.is_file():
+            raise FileExistsError(f"{out}: is no file, and will not be replaced by one")
+        if not (folder := next(p for p in out.absolute().parents if p.exists())).is_dir():
+            raise NotADirectoryError(
+                f"{out}: {folder} is no folder, so the release cannot lie in it"
+            )
+        others = {**read, **{f"the new {other.name}": other for other in outputs[:number]}}
+        for what, path in others.items():
+            is_there = out.exists() and path.exists()
+            if out.samefile(path) if is_there else out.resolve() == path.resolve():
+                raise ValueError(
+                    f"{out}: is also {what}, which would be lost. Choose another --out, --report "
+                    "or release.name"
+                )
 
 
 def check_room(weights: Path, out: Path, copies: int) -> None:

@@ -742,13 +742,21 @@ def test_another_text_encoder_does_not_fit_in_either(tmp_path: Path) -> None:
         merged(inputs, "parts(a, text_encoder=t)")
 
 
+def test_a_text_encoder_in_another_layout_is_what_lacks_the_keys(tmp_path: Path) -> None:
+    whole = {KEY: A, "cond_stage_model.transformer.text_model.final_layer_norm.bias": A}
+    inputs = {"a": write(tmp_path / "a.safetensors", whole)}
+    inputs["t"] = write(tmp_path / "t.safetensors", {"text_model.final_layer_norm.bias": B})
+    with pytest.raises(ValueError, match="text_encoder= names holds keys of the text_encoder, as"):
+        merged(inputs, "parts(a, text_encoder=t)")
+
+
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
         ("mbw(a, b, GRAD_V)", "block weights are for the UNet"),
         ("0.5*a + 0.5*slerp(a, mbw(a, b, FLAT_50), 0.5)", "block weights are for the UNet"),
-        ("parts(a, vae=b)", "no key is of the vae"),
-        ("parts(a, text_encoder=b)", "no key is of the text_encoder"),
+        ("parts(a, vae=b)", "no file that vae= names holds keys of the vae"),
+        ("parts(a, text_encoder=b)", "no file that text_encoder= names"),
     ],
 )
 def test_block_weights_and_parts_that_would_do_nothing_are_refused(
@@ -848,6 +856,14 @@ def test_a_header_that_is_not_too_long_but_cut_is_told_as_such(tmp_path: Path) -
         merged(inputs, "a + b - c")
 
 
+def test_what_is_rounded_to_the_largest_float16_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    numbers = {KEY: torch.tensor([65510.0, -65519.0])}
+    edge = {"a": write(tmp_path / "a.safetensors", numbers, torch.float32)}
+    assert merged(edge, "a", dtype="float16")[KEY].tolist() == [65504.0, -65504.0]
+    with pytest.raises(ValueError, match=r"too large for torch\.float16"):
+        merged(edge, "1.0001*a", dtype="float16")
+
+
 def test_a_sum_that_float16_cannot_hold_is_refused_and_the_old_file_stays(tmp_path: Path) -> None:
     inputs = {
         "a": write(tmp_path / "a.safetensors", {KEY: A * 10_000}),
@@ -916,6 +932,13 @@ def test_what_is_no_file_or_has_a_pickle_s_name_is_not_written(tmp_path: Path) -
         merge_files(inputs, "a + b - c", tmp_path / "pipe.safetensors", "float16")
     with pytest.raises(ValueError, match=r"written as \*\.safetensors"):
         merge_files(inputs, "a + b - c", tmp_path / "model.ckpt", "float16")
+
+
+def test_a_folder_that_is_none_is_known_to_a_dry_run_too(tmp_path: Path) -> None:
+    a = abc(tmp_path)["a"]
+    for options in (["--dry-run"], []):
+        with pytest.raises(SystemExit, match=r"a\.safetensors is no folder"):
+            main(["--expression", "a", f"a={a}", "--out", str(a / "new.safetensors"), *options])
 
 
 def test_hundreds_of_inputs_merge(tmp_path: Path) -> None:

@@ -73,6 +73,17 @@ def test_slerp_is_shoemakes_formula_in_double_precision() -> None:
     assert slerp(A.clone(), B.clone(), t).numpy() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize(("cosine", "is_arc"), [(0.999, True), (0.9996, False)])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_slerp_goes_in_an_arc_up_to_a_cosine_of_0_9995(
+    cosine: float, is_arc: bool, sign: int
+) -> None:
+    a, b = torch.zeros(4, 4), torch.zeros(4, 4)
+    a[0, 0], b[0, 0], b[1, 2] = 1.0, sign * cosine, math.sqrt(1 - cosine**2)
+    length = 1.0 if is_arc else (a + b).norm().item() / 2
+    assert slerp(a, b, 0.5).norm().item() == pytest.approx(length, rel=1e-5)
+
+
 @pytest.mark.parametrize("other", [A * 3, -A, torch.zeros(4, 4)])
 def test_slerp_of_parallel_or_zero_tensors_is_a_line(other: Tensor) -> None:
     assert slerp(A.clone(), other.clone(), 0.25).numpy() == pytest.approx(

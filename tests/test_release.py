@@ -44,7 +44,7 @@ from stages.merge import main as merge_main
 from stages.merging.files import merge_files
 from stages.release import main, run
 from stages.releases.evidence import Evidence
-from stages.releases.modelspec import ReleaseParams
+from stages.releases.modelspec import ReleaseParams, sd_merge_recipe
 from stages.releases.prediction import prediction_type
 from tests.test_single_file import assert_same_weights, save
 from tests.tiny_sd import TinySD, tiny_sd
@@ -166,6 +166,27 @@ def test_a1111_finds_its_merge_keys(winner: Path) -> None:
     x = models[digest(folder / "x.safetensors")]
     empty = sha256(b"").hexdigest()[:8]  # the file ends before 1 MiB
     assert x == {"name": "realistic", "legacy_hash": empty, "sd_merge_recipe": None}
+
+
+@pytest.mark.parametrize(
+    ("expression", "method", "multiplier"),
+    [
+        ("0.7*a + 0.3*b", "Weighted sum", 0.3),
+        ("1.5*a - 0.5*b", "expression", None),
+        ("0.5*a + 0.4*b", "expression", None),
+        ("a + 0.5*(b - c)", "Add difference", 0.5),
+        ("a - 0.5*(b - c)", "expression", None),
+        ("0.6*a + 0.2*b + 0.2*c", "expression", None),
+    ],
+)
+def test_a1111_s_methods_are_named_for_what_they_can_do_alone(
+    expression: str, method: str, multiplier: float | None
+) -> None:
+    inputs = {name: name * 64 for name in "abc" if name in expression}
+    recipe = {"kind": "merge", "expression": expression, "inputs": inputs}
+    told = sd_merge_recipe(recipe, "x")
+    assert told is not None
+    assert (told["interp_method"], told["multiplier"]) == (method, multiplier)
 
 
 def test_the_card_tells_ancestry_licences_and_hashes(winner: Path) -> None:
@@ -290,6 +311,14 @@ def test_a_forbidding_licence_stops_the_release_by_name(
     with pytest.raises(ValueError, match="may not be merged and released") as refusal:
         release(winner, **{name: forbidding})
     assert f"{name!r} (Licence of {name}), {route}" in str(refusal.value)
+    assert not (winner.parent / "release").exists()
+
+
+def test_a_winner_that_is_itself_forbidden_is_not_released(winner: Path) -> None:
+    known = ingredients(winner.parent)["general"]
+    itself = replace(known, path=str(winner), licence="Mine", merging_allowed=False)
+    with pytest.raises(ValueError, match=r"'itself' \(Mine\), the file itself\."):
+        release(winner, itself=itself)
     assert not (winner.parent / "release").exists()
 
 
@@ -492,6 +521,30 @@ def test_a_changed_byte_is_found(winner: Path) -> None:
     winner.write_bytes(content)
     with pytest.raises(ValueError, match="not those that its metadata names"):
         release(winner)
+
+
+@pytest.mark.parametrize(
+    ("name", "report", "words"),
+    [
+        ("cocktail", "release.json", "is also the winner"),
+        ("x", "release.json", "is also the ingredient 'realistic'"),
+        ("new", "cocktail.safetensors", "is also the winner"),
+        ("new", "link", "is also the winner"),
+        ("new", "new.safetensors", "is also the new new.safetensors"),
+        ("new", "folder", "folder: is no file"),
+        ("new", "y.safetensors/release.json", "y.safetensors is no folder"),
+    ],
+)
+def test_a_release_replaces_nothing_that_it_is_made_of_and_knows_so_before_the_work(
+    winner: Path, name: str, report: str, words: str
+) -> None:
+    folder = winner.parent
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to(winner)
+    before = {path: digest(path) for path in folder.glob("*.*")}
+    with pytest.raises((ValueError, OSError), match=words):
+        run(winner, folder, folder / report, replace(PARAMS, name=name), ingredients(folder))
+    assert {path: digest(path) for path in folder.glob("*.*")} == before
 
 
 def test_another_version_of_an_ingredient_is_found(winner: Path) -> None:
@@ -719,6 +772,15 @@ def test_the_diffusers_folder_holds_the_same_weights(
     ours = load_models(path, tiny_sd.config)
     assert_same_weights(ours.unet, pipeline.unet)
     assert_same_weights(ours.text_encoder, pipeline.text_encoder)
+
+
+def test_whoever_may_read_the_released_file_may_read_all_of_the_release(
+    whole: tuple[Path, Evidence], tiny_sd: TinySD
+) -> None:
+    path = release_whole(whole, tiny_sd)
+    files = [file for file in path.parent.rglob("*") if file.is_file()]
+    modes = {str(f.relative_to(path.parent)): oct(f.stat().st_mode & 0o777) for f in files}
+    assert set(modes.values()) == {modes[path.name]}, modes
 
 
 def test_verify_agrees_with_what_was_released_and_finds_a_changed_byte(

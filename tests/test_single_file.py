@@ -386,6 +386,14 @@ def test_a_cut_file_is_refused_with_both_sizes(tmp_path: Path, tiny_sd: TinySD) 
     assert f"{len(whole) - 10:,}" in str(refusal.value)
 
 
+def test_a_file_that_goes_on_behind_its_tensors_is_refused(tmp_path: Path) -> None:
+    """No program loads what is hidden there."""
+    header = '{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}'
+    path = header_file(tmp_path / "a.safetensors", header, bytes(5))
+    with pytest.raises(ValueError, match=r"damaged: its header promises 66 bytes, it has 67"):
+        read_header(path)
+
+
 def test_a_header_with_holes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     text = json.dumps({"betas": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}).encode()
@@ -420,6 +428,9 @@ def header_file(path: Path, header: str, content: bytes = b"") -> Path:
         ('{"a":{"dtype":"F16","shape":["x"],"data_offsets":[0,4]}}', "'a' has a dtype, shape"),
         ('{"a":{"dtype":["F16"],"shape":[2],"data_offsets":[0,4]}}', "'a' has a dtype, shape"),
         ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0.0,4]}}', "'a' has a dtype, shape"),
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4,4]}}', "'a' has a dtype, shape"),
+        ('{"a":{"dtype":"F16","shape":{},"data_offsets":[0,2]}}', "'a' has a dtype, shape"),
+        ('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4],"b":NaN}}', "NaN, which is no JSON"),
         ('{"__metadata__":null}', "__metadata__ is null, not an object of strings"),
         ('{"__metadata__":["a"]}', '__metadata__ is ["a"], not an object of strings'),
         ('{"__metadata__":{"a":"\\ud800"}}', "surrogates not allowed"),

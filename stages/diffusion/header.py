@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own limit
 MAX_SIZE = 2**63 - 1
@@ -124,14 +124,19 @@ def _parse_header(text: bytes) -> Header:
             format wants: a key twice, offsets that overlap or leave gaps, or a tensor of more
             or fewer bytes than its shape takes.
     """
-    header = json.loads(text.decode(), object_pairs_hook=_without_repeats)
+    header = json.loads(
+        text.decode(), object_pairs_hook=_without_repeats, parse_constant=_no_constant
+    )
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
         raise ValueError(f"__metadata__ is {json.dumps(metadata)[:80]}, not an object of strings")
     start = 8 + len(text)
     for key, entry in header.items():
-        whole = [*entry["shape"], *entry["data_offsets"]]
-        if not isinstance(entry["dtype"], str) or any(type(n) is not int or n < 0 for n in whole):
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        whole = [*shape, *offsets]
+        is_listed = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2
+        are_sizes = all(type(n) is int and n >= 0 for n in whole)
+        if not (isinstance(entry["dtype"], str) and is_listed and are_sizes):
             raise ValueError(f"{key!r} has a dtype, shape or place that is none")
         if max(math.prod(n for n in entry["shape"] if n), *entry["data_offsets"]) > MAX_SIZE:
             raise ValueError(f"{key!r} has a shape or place larger than any computer counts to")
@@ -172,6 +177,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
         raise ValueError(f"the key {repeated!r} stands in it twice")
     return found
+
+
+def _no_constant(word: str) -> NoReturn:
+    raise ValueError(f"it holds {word}, which is no JSON")
 
 
 def _other_format(path: Path, start: bytes, size: int) -> str:

@@ -86,7 +86,8 @@ def check_licences(
     if forbidding := [name for name in present if not ingredients[name].merging_allowed]:
         by_name = {name: s for s, name in names.items()}
         reasons = "; ".join(
-            f"{name!r} ({ingredients[name].licence}), {_route(lineage, by_name[name])}"
+            f"{name!r} ({ingredients[name].licence}), "
+            + ("the file itself" if by_name[name] == sha256 else _route(lineage, by_name[name]))
             for name in forbidding
         )
         raise ValueError(

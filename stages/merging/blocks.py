@@ -90,8 +90,9 @@ def check_blocks(weights: Weights, keys: Iterable[str]) -> None:
         for name, _ in call.models if call.method == "parts" else ():
             if name not in ("rest", *known):
                 raise ValueError(
-                    f"parts: no key is of the {name}, so that {name}= would do nothing. "
-                    "Leave it away, or merge files that have one"
+                    f"parts: no file that {name}= names holds keys of the {name}, as the original "
+                    "layout has them, so that it would do nothing. Leave it away, or name a file "
+                    "that does"
                 )
 
 

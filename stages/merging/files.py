@@ -184,11 +184,13 @@ def _merged_together(
 
 
 def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse to write over a file that is read, over a device, or under a pickle's name."""
+    """Refuse to write over a file that is read, over a device, below one, or as a pickle."""
     if out.suffix != SUFFIX:
         raise ValueError(f"{out}: weights are written as *{SUFFIX}; other programs go by the name")
     if out.exists() and not out.is_file():
         raise ValueError(f"{out}: is no file, and will not be replaced by one")
+    if not (folder := next(p for p in out.absolute().parents if p.exists())).is_dir():
+        raise ValueError(f"{out}: {folder} is no folder, so no file can lie in it")
     scratch = scratch_of(out)
     for name, path in inputs.items():
         if out.exists() and out.samefile(path):

@@ -123,7 +123,17 @@ class Merger:
         shown = model_names(weights)
         for name in model_names(settled):
             if name not in shown:
-                self._load(name, key)
+                self._check_finite(name, key)
+
+    def _check_finite(self, name: str, key: str) -> None:
+        """Refuse NaN and infinity in a model's tensor, stretch by stretch."""
+        count = prod(self.sources[name].tensors[key].shape)
+        for start in range(0, count, self.chunk_elements):
+            values = self.term[: min(self.chunk_elements, count - start)]
+            values.copy_(self._read(name, key, start, start + len(values)))
+            low, high = values.aminmax()
+            if not (low.isfinite() and high.isfinite()):
+                raise ValueError(self._nonfinite(name, key))
 
     def _summed(
         self, models: Sequence[tuple[str, float]], key: str, start: int, stop: int
