@@ -196,8 +196,6 @@ class _Run:
         """Validate, keep the weights if they are wanted, and perhaps write a checkpoint."""
         position = self.position
         loss_sum = position.loss_of_all(self.ranks)
-        if not position.counted:
-            raise ValueError(f"no step of epoch {position.epoch} had a finite loss: nothing learnt")
         self._validate()  # a signal may end it: the epoch is then closed again, from its loss on
         position.train_losses.append(loss_sum / position.counted)
         history = self._history()
