@@ -5,7 +5,8 @@
 RUN names a section of the params, `train.RUN`: its resolution, buckets, timesteps and seed decide
 what is asked, of all checkpoints alike. So the checkpoints of 512 and of 768 can be compared at
 both: once with RUN 512, once with RUN 768. The first checkpoint is what the others are compared
-with, picture by picture; a DIR means all epochs in it.
+with, picture by picture; a DIR means all epochs in it. NAME= before either tells two runs' epochs
+apart, as in 512=models/train/512 768=models/train/768.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="single files, NAME=FILE, or folders of epochs; the first is the one to compare with",
+        help="files or folders of epochs, or NAME=PATH; the first is the one to compare with",
     )
     for name, metavar, text in (
         ("config", "DIR", "the diffusers folder that describes them"),

@@ -1,14 +1,16 @@
 """Checkpoints scored on held-out pictures, at any run's resolution."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from stages.harness.named import named_weights
 from stages.validate import main
 from tests.test_train import project, stage, write_params
-from tests.tiny_training import PARAMS, base, one_thread
+from tests.tiny_training import PARAMS, ROOT, base, one_thread
 
 __all__ = ["base", "one_thread", "project"]  # fixtures are found by their names
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -43,6 +45,19 @@ def test_a_checkpoint_can_be_scored_at_another_resolution(base: Path, project: P
     other = json.loads((project / "scores.json").read_text())
     assert (first["resolution"], other["resolution"]) == (16, 24)
     assert other["checkpoints"]["base"]["loss"] != first["checkpoints"]["base"]["loss"]
+
+
+def test_the_readmes_command_tells_the_epochs_of_two_runs_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"`python -m stages\.validate \w+ --weights (.+?) --config", readme)
+    assert command
+    monkeypatch.chdir(tmp_path)
+    for run in ("512", "768"):
+        Path("models/train", run).mkdir(parents=True)
+        Path("models/train", run, "epoch_010.safetensors").touch()
+    assert list(named_weights(command[1].split())) == ["512-epoch_010", "768-epoch_010"]
 
 
 def test_a_missing_checkpoint_is_named(base: Path, project: Path) -> None:
