@@ -47,7 +47,7 @@ def run(
         What the report holds.
 
     Raises:
-        ValueError: if a file does not fit the config, or a picture is bad.
+        ValueError: if a file does not fit the config or gives no finite loss, or a picture is bad.
         OSError: if a file is missing.
     """
     from stages.training.encode import as_example

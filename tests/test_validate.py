@@ -3,9 +3,11 @@
 import json
 import re
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from stages.harness.named import named_weights
 from stages.validate import main
@@ -63,3 +65,13 @@ def test_the_readmes_command_tells_the_epochs_of_two_runs_apart(
 def test_a_missing_checkpoint_is_named(base: Path, project: Path) -> None:
     with pytest.raises(SystemExit, match="models/64"):
         validate(base)
+
+
+def test_a_checkpoint_without_a_finite_loss_is_named(base: Path, project: Path) -> None:
+    tensors = load_file(base / "base.safetensors")
+    tensors["model.diffusion_model.out.2.weight"].fill_(nan)
+    Path("models/64").mkdir(parents=True)
+    save_file(tensors, "models/64/epoch_001.safetensors")
+    with pytest.raises(SystemExit, match=r"models/64/epoch_001\.safetensors.*is not finite"):
+        validate(base)
+    assert not Path("scores.json").exists()
