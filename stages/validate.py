@@ -22,6 +22,7 @@ from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import work_dir
 from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
+from stages.training.code_hash import code_hash
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
     from stages.training.params import TrainParams
@@ -60,7 +61,11 @@ def run(
         Pictures(read_manifest(manifest), as_example),
         params,
         work,
-        {"validation": sha256_file(manifest), "config": sha256_folder(config)},
+        {
+            "validation": sha256_file(manifest),
+            "config": sha256_folder(config),
+            "encoding": code_hash("stages.training.encode"),
+        },
         say,
     )
     names = list(found)

@@ -38,6 +38,18 @@ def test_checkpoints_get_the_loss_that_training_measured(base: Path, project: Pa
     assert len(found["base"]["by_timestep"]) == PARAMS.validation_timesteps
 
 
+def test_what_other_code_encoded_is_encoded_anew(
+    base: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage(base)
+    folders = []
+    for code in ("of before", "of now", "of now"):
+        monkeypatch.setattr("stages.validate.code_hash", lambda module, code=code: code + module)
+        validate(base)
+        folders.append(len([*Path(".work/encoded").iterdir()]))
+    assert folders[0] < folders[1] == folders[2]
+
+
 def test_a_checkpoint_can_be_scored_at_another_resolution(base: Path, project: Path) -> None:
     stage(base)
     validate(base)

@@ -34,7 +34,7 @@ def score_checkpoints(
         examples: to measure by.
         params: decide the resolution, the buckets and the questions.
         encoded: where encoded examples are kept.
-        inputs: hashes that name `validation` and `config`.
+        inputs: hashes that name `validation`, `config` and the code, as `encoding`.
         say: is told lines of progress.
 
     Returns:
