@@ -321,6 +321,7 @@ def test_other_samples_and_another_end_go_on_and_anything_else_does_not(
     lines: list[str] = []
     drawn = start(base, tmp_path, replace(PARAMS, max_epochs=4, samples=samples), say=lines.append)
     assert any("going on in epoch 4" in line for line in lines)
+    assert any("no sample pictures with these prompts of epoch 2: " in line for line in lines)
     assert first.samples == {}
     assert sorted(drawn.samples) == [4]
     with Image.open(drawn.samples[4]) as row:

@@ -131,6 +131,7 @@ class _Run:
     def to_the_end(self) -> Trained:
         """Train what is left of the run."""
         self.position = self.checkpoints.take_up()
+        self.kept.tell_missing_samples(len(self.position.errors) - 1)
         with self.interruptions:
             try:
                 end = self._epochs()
