@@ -154,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(argv)
     wait_politely()
-    processes = os.environ.get(PROCESSES, "1")
-    if processes != "1" and "WORLD_SIZE" not in os.environ:
+    with clear_errors():
+        processes = _processes_asked_for()
+    if processes != 1 and "WORLD_SIZE" not in os.environ:
         _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
     from stages.training.params import TrainParams
@@ -176,7 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def _start_again_by_torchrun(processes: str, argv: Sequence[str]) -> NoReturn:
+def _processes_asked_for() -> int:
+    text = os.environ.get(PROCESSES) or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{PROCESSES} must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _start_again_by_torchrun(processes: int, argv: Sequence[str]) -> NoReturn:
     """Become torchrun, which starts this command several times on this machine."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     words = [sys.executable, *torchrun, "-m", "stages.train", *argv]
