@@ -22,7 +22,6 @@ the UNet from being compiled, which takes a minute or two at the first start on 
 """
 
 import argparse
-import ast
 import functools
 import os
 import re
@@ -42,13 +41,13 @@ from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
 from stages.lineage.ancestry import made_from, read_parent
 from stages.lineage.in_file import doubt_warning
+from stages.training.code_hash import code_hash
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
     from stages.training.params import TrainParams
     from stages.training.ranks import Ranks
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_-]+")
-ROOT = Path(__file__).parent.parent
 PROCESSES = "TRAIN_PROCESSES"  # in the environment: how many to train with on this machine
 
 say = functools.partial(print, flush=True)
@@ -143,21 +142,6 @@ def _say_nothing(line: str) -> None:
     """Leave the talking to the first process."""
 
 
-def code_hash(module: str) -> str:
-    """Hash a module and those of ours that it imports, all the way down."""
-    found: dict[str, str] = {}
-    waiting = [module]
-    for module in waiting:
-        path = ROOT / (module.replace(".", "/") + ".py")
-        if module not in found and path.is_file():
-            found[module] = sha256_file(path)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.ImportFrom) and node.module:
-                    names = (f"{node.module}.{alias.name}" for alias in node.names)
-                    waiting += (n for n in (node.module, *names) if n.startswith("stages."))
-    return sha256_json(found)
-
-
 def hand_over(path: Path, to: Path) -> None:
     """Give a file a second name, or copy it where the file system has no hard links."""
     try:
@@ -170,8 +154,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(argv)
     wait_politely()
-    processes = os.environ.get(PROCESSES, "1")
-    if processes != "1" and "WORLD_SIZE" not in os.environ:
+    with clear_errors():
+        processes = _processes_asked_for()
+    if processes != 1 and "WORLD_SIZE" not in os.environ:
         _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
     from stages.training.params import TrainParams
@@ -192,7 +177,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
 
-def _start_again_by_torchrun(processes: str, argv: Sequence[str]) -> NoReturn:
+def _processes_asked_for() -> int:
+    text = os.environ.get(PROCESSES) or "1"
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{PROCESSES} must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _start_again_by_torchrun(processes: int, argv: Sequence[str]) -> NoReturn:
     """Become torchrun, which starts this command several times on this machine."""
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     words = [sys.executable, *torchrun, "-m", "stages.train", *argv]

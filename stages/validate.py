@@ -5,7 +5,8 @@
 RUN names a section of the params, `train.RUN`: its resolution, buckets, timesteps and seed decide
 what is asked, of all checkpoints alike. So the checkpoints of 512 and of 768 can be compared at
 both: once with RUN 512, once with RUN 768. The first checkpoint is what the others are compared
-with, picture by picture; a DIR means all epochs in it.
+with, picture by picture; a DIR means all epochs in it. NAME= before either tells two runs' epochs
+apart, as in 512=models/train/512 768=models/train/768.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.scratch import work_dir
 from stages.harness.threads import wait_politely
 from stages.images.manifest import Pictures, read_manifest
+from stages.training.code_hash import code_hash
 
 if TYPE_CHECKING:  # what imports torch waits for `wait_politely`
     from stages.training.params import TrainParams
@@ -46,7 +48,7 @@ def run(
         What the report holds.
 
     Raises:
-        ValueError: if a file does not fit the config, or a picture is bad.
+        ValueError: if a file does not fit the config or gives no finite loss, or a picture is bad.
         OSError: if a file is missing.
     """
     from stages.training.encode import as_example
@@ -59,7 +61,11 @@ def run(
         Pictures(read_manifest(manifest), as_example),
         params,
         work,
-        {"validation": sha256_file(manifest), "config": sha256_folder(config)},
+        {
+            "validation": sha256_file(manifest),
+            "config": sha256_folder(config),
+            "encoding": code_hash("stages.training.encode"),
+        },
         say,
     )
     names = list(found)
@@ -109,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="FILE",
-        help="single files, NAME=FILE, or folders of epochs; the first is the one to compare with",
+        help="files or folders of epochs, or NAME=PATH; the first is the one to compare with",
     )
     for name, metavar, text in (
         ("config", "DIR", "the diffusers folder that describes them"),

@@ -30,8 +30,10 @@ from tests.tiny_training import (
     HELD_OUT,
     PARAMS,
     base,
+    hashes,
     one_thread,
     picture,
+    start,
     start_from,
 )
 
@@ -168,6 +170,20 @@ def test_runs_share_what_is_encoded_as_far_as_pictures_captions_and_sizes_are_th
         train(start_from(base), examples, HELD_OUT, changed, folder, encoded=encoded_here)
         assert len(encoded) == count
         encoded.clear()
+
+
+def test_a_file_that_is_gone_is_encoded_anew(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stages.training.encode.EXAMPLES_PER_SHARD", 4)
+    params = replace(PARAMS, max_epochs=1)
+    for gone in ("000001.safetensors", "no_caption.safetensors"):
+        unbroken = start(base, tmp_path / f"before {gone}", params, encoded=tmp_path / "encoded")
+        (folder,) = (tmp_path / "encoded").glob("train-*")
+        (folder / gone).unlink()
+        again = start(base, tmp_path / f"after {gone}", params, encoded=tmp_path / "encoded")
+        assert (folder / gone).is_file()
+        assert hashes(again) == hashes(unbroken)
 
 
 def test_cut_captions_are_counted_and_told_at_each_start(base: Path, tmp_path: Path) -> None:

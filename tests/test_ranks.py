@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from stages.harness.files import sha256_file
-from stages.train import PROCESSES
+from stages.train import PROCESSES, main
 from stages.training.ranks import Ranks
 from tests.test_train import project, stage_words
 from tests.tiny_training import (
@@ -120,6 +120,16 @@ def test_the_stage_trains_in_as_many_processes_as_the_environment_says(
         "epoch_003.safetensors",
     ]
     assert (project / "reports/64/metrics.json").is_file()
+
+
+@pytest.mark.parametrize("written", ["0", "-1", "two", "1.5"])
+def test_a_number_of_processes_that_is_none_is_named(
+    base: Path, project: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    monkeypatch.setenv(PROCESSES, written)
+    monkeypatch.setattr("os.execv", lambda *words: pytest.fail(f"it started {words}"))
+    with pytest.raises(SystemExit, match=f"{PROCESSES} must be .* at least 1, got '{written}'"):
+        main(stage_words(base))
 
 
 def test_each_process_reads_only_its_share(base: Path, tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import tarfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 from threading import Event, Timer
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -319,6 +321,7 @@ def test_other_samples_and_another_end_go_on_and_anything_else_does_not(
     lines: list[str] = []
     drawn = start(base, tmp_path, replace(PARAMS, max_epochs=4, samples=samples), say=lines.append)
     assert any("going on in epoch 4" in line for line in lines)
+    assert any("no sample pictures with these prompts of epoch 2: " in line for line in lines)
     assert first.samples == {}
     assert sorted(drawn.samples) == [4]
     with Image.open(drawn.samples[4]) as row:
@@ -409,6 +412,21 @@ def test_a_step_whose_loss_is_not_finite_is_left_out_and_counted(
     assert trained.history.means[3] < trained.history.means[0]
     with pytest.raises(ValueError, match=r"more than max_skipped_share 0\.0 of an epoch"):
         start(base, tmp_path / "b", replace(params, max_skipped_share=0.0))
+
+
+def test_float16_goes_on_where_a_whole_epoch_only_lowers_the_scale(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gradient beyond float16's range halves the scale, and moves no weight."""
+    steep = partial(torch.amp.GradScaler, init_scale=2.0**32)
+    monkeypatch.setattr(torch.amp, "GradScaler", steep)
+    params = replace(PARAMS, precision="fp16", max_epochs=20, ema_decay=0.0, max_skipped_share=0.0)
+    one = EXAMPLES[:1]
+    history = train(start_from(base), one, HELD_OUT, params, tmp_path).history
+    still = [epoch for epoch in range(1, 21) if history.means[epoch] == history.means[0]]
+    assert still[:2] == [1, 2]  # beyond float16's range
+    assert len(still) < 20  # and within it
+    assert np.isfinite(history.train_losses).all()
 
 
 def test_out_of_memory_says_which_batch_would_fit(

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,7 +67,7 @@ def clear_errors() -> Iterator[None]:
     """End the process with status 1 and one message where the input is bad, not a traceback.
 
     Built-in errors of bad input are caught; the rest are bugs and keep their traceback, as all
-    do with TRACEBACK=1 in the environment.
+    do with TRACEBACK=1 in the environment. Ctrl-C ends with the status that shells give it.
     """
     try:
         yield
@@ -74,6 +75,13 @@ def clear_errors() -> Iterator[None]:
         if os.environ.get("TRACEBACK"):
             raise
         sys.exit(f"{_program_name()}: {error}\n(TRACEBACK=1 shows where)")
+    except KeyboardInterrupt:
+        if os.environ.get("TRACEBACK"):
+            raise
+        if sys.stderr.isatty():
+            sys.stderr.write("\n")  # behind a line of progress and the terminal's ^C
+        sys.stderr.write(f"{_program_name()}: stopped by Ctrl-C (SIGINT)\n")
+        sys.exit(128 + signal.SIGINT)
 
 
 def _program_name() -> str:

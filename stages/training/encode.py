@@ -113,10 +113,10 @@ def encode_examples(
     if rank == 0 and not (folder / NO_CAPTION).is_file():
         with replacing(folder / NO_CAPTION) as scratch:
             save_file({CAPTION: captions([""])[0].clone()}, scratch)
-    shards = range(-(-len(examples) // EXAMPLES_PER_SHARD))
-    for shard in shards[rank::ranks]:
+    paths = shard_paths(folder, len(examples))
+    for shard in range(len(paths))[rank::ranks]:
         part = slice(shard * EXAMPLES_PER_SHARD, (shard + 1) * EXAMPLES_PER_SHARD)
-        path = folder / f"{shard:06}.safetensors"
+        path = paths[shard]
         if not path.is_file():
             texts, tensors = _encode_pictures(models, examples[part], choices)
             cut = sum(text != example for example, text in texts.values())
@@ -126,6 +126,11 @@ def encode_examples(
             with replacing(path) as scratch:
                 save_file(tensors, scratch, metadata={CUT_CAPTIONS: str(cut)})
         on_example(len(range(*part.indices(len(examples)))))
+
+
+def shard_paths(folder: Path, count: int) -> list[Path]:
+    """Name the shards of so many examples."""
+    return [folder / f"{i:06}.safetensors" for i in range(-(-count // EXAMPLES_PER_SHARD))]
 
 
 def _encode_pictures(

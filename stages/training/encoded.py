@@ -12,8 +12,8 @@ from stages.harness.files import replacing, sha256_json
 from stages.harness.progress import Progress
 from stages.harness.scratch import exclusive
 from stages.images.bucket import buckets
-from stages.training.dataset import Dataset
-from stages.training.encode import Examples, encode_examples
+from stages.training.dataset import NO_CAPTION, Dataset
+from stages.training.encode import Examples, encode_examples, shard_paths
 from stages.training.params import PRECISIONS, TrainParams
 from stages.training.ranks import Ranks
 
@@ -55,8 +55,8 @@ def encode_once(
     with ExitStack() as held:
         if ranks.is_first:
             held.enter_context(exclusive(folder, wait=True))
-        ranks.wait()
-        if not done.is_file():
+        files = [done, folder / NO_CAPTION, *shard_paths(folder, len(examples))]
+        if ranks.agree(int(not all(file.is_file() for file in files))):
             for network in (models.vae, models.text_encoder):
                 nn.Module.to(network, ranks.device).eval()
             progress = Progress(f"encode {side}", len(examples), is_shown=ranks.is_first)

@@ -59,10 +59,10 @@ def train_epoch(
     for batches, share in zip(steps, own, strict=True):
         count = sum(map(len, batches))
         step = learner.step(islice(drawn, len(share)), count, position.step, schedule_steps)
-        if step.is_taken:
+        if step.is_loss_finite:
             position.loss_sum = position.loss_sum + step.error_sum
             position.counted += count
-            position.step += 1
+        position.step += step.is_taken
         position.skipped += step.is_fault
         position.epoch_step += 1
         position.seen += count

@@ -35,6 +35,19 @@ class Kept:
         paths = {epoch: self._sample_path(epoch) for epoch in range(1, end + 1)}
         return {epoch: path for epoch, path in paths.items() if path.is_file()}
 
+    def tell_missing_samples(self, end: int) -> None:
+        """Say which epochs up to one have no picture, as those trained for other prompts."""
+        every = self.params.samples.every_epochs
+        drawn = self.sample_paths(end)
+        missing = [e for e in range(every, end + 1, every) if e not in drawn] if every else []
+        if missing:
+            epochs = f"epoch{'s' if missing[1:] else ''} {', '.join(map(str, missing[:8]))}"
+            self.say(
+                f"no sample pictures with these prompts of {epochs}{' …' if missing[8:] else ''}: "
+                f"none were drawn in training. To have them, remove {self.weights.parent}, "
+                "and all epochs are trained anew"
+            )
+
     def write(
         self,
         history: History,

@@ -28,6 +28,7 @@ class Step:
     """What came of an optimizer step."""
 
     error_sum: Tensor  # of this process's examples; float64, on the device
+    is_loss_finite: bool  # of all processes' examples
     is_taken: bool  # false if a loss or gradient was not finite: then nothing moved
     is_fault: bool  # not taken, and not for float16's range alone; a loss not finite always is one
 
@@ -114,7 +115,8 @@ class Learner:
         scale = self.scaler.get_scale()
         # no scale mends a loss that is not finite: the scale stays for the gradients that follow
         self.scaler.update(None if is_loss_finite else scale)
-        return Step(error_sum, is_taken, not is_taken and (not is_loss_finite or scale <= 1))
+        is_fault = not is_taken and (not is_loss_finite or scale <= 1)
+        return Step(error_sum, is_loss_finite, is_taken, is_fault)
 
     def forget(self) -> None:
         """Drop all gradients."""

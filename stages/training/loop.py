@@ -131,6 +131,7 @@ class _Run:
     def to_the_end(self) -> Trained:
         """Train what is left of the run."""
         self.position = self.checkpoints.take_up()
+        self.kept.tell_missing_samples(len(self.position.errors) - 1)
         with self.interruptions:
             try:
                 end = self._epochs()
@@ -196,8 +197,6 @@ class _Run:
         """Validate, keep the weights if they are wanted, and perhaps write a checkpoint."""
         position = self.position
         loss_sum = position.loss_of_all(self.ranks)
-        if not position.counted:
-            raise ValueError(f"no step of epoch {position.epoch} had a finite loss: nothing learnt")
         self._validate()  # a signal may end it: the epoch is then closed again, from its loss on
         position.train_losses.append(loss_sum / position.counted)
         history = self._history()

@@ -34,11 +34,15 @@ def score_checkpoints(
         examples: to measure by.
         params: decide the resolution, the buckets and the questions.
         encoded: where encoded examples are kept.
-        inputs: hashes that name `validation` and `config`.
+        inputs: hashes that name `validation`, `config` and the code, as `encoding`.
         say: is told lines of progress.
 
     Returns:
         (N, K) errors of each, as in `validation_errors`.
+
+    Raises:
+        ValueError: if a checkpoint does not fit the config or gives no finite loss, or a picture
+            is bad.
     """
     ranks = alone()
     # token ids, for each checkpoint may have a text encoder of its own
@@ -67,6 +71,10 @@ def score_checkpoints(
             batch_size=params.batch_size,
             full_batch=learner.full_batch,
         )
+        if not errors.isfinite().all():
+            raise ValueError(
+                f"{path}: the validation loss of {name!r} is not finite; is it a sound model?"
+            )
         found[name] = errors.double().numpy()
         say(f"{name}: {found[name].mean():.5f}")
     return found
