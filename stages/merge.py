@@ -53,12 +53,12 @@ from stages.merging.files import (
 from stages.merging.inspection import described
 from stages.merging.memory import held_bytes
 from stages.merging.recipe import Recipe, flattened
-from stages.merging.terms import Call, model_weights
+from stages.merging.table import METHODS
+from stages.merging.terms import calls, model_weights
 from stages.merging.text import format_sum, format_weight
 from stages.merging.tokens import NAME
 
-METHOD_BYTES_PER_S = 500_000_000  # of whole-tensor methods, by one thread
-READ_BYTES_PER_S = 1_300_000_000  # two cores, files in memory; disks may be slower
+READ_BYTES_PER_S = 1_300_000_000  # of sums, two cores, files in memory; disks may be slower
 
 
 def run(
@@ -115,7 +115,7 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
     """Say what will be merged and how long it takes; give the bytes that it reads."""
     weights = parse_expression(recipe.expression)
     shares = model_weights(weights)
-    has_methods = any(isinstance(term, Call) for term in weights)
+    has_methods = any(calls(weights))
     read = sum(path.stat().st_size for path in inputs.values() if path.is_file())
     print(
         f"Merging {counted(len(inputs), 'file')}, {read / 1e9:.2f} GB, into {out} ({recipe.dtype}):"
@@ -130,7 +130,7 @@ def announce(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> int:
         print(f"  {place + ': ' if len(places) > 1 else ''}{format_sum(settled)}")
     if warning := sum_warning(recipe.expression, weights):
         print(f"Warning: {warning}", file=sys.stderr)
-    rate = METHOD_BYTES_PER_S if has_methods else READ_BYTES_PER_S
+    rate = min((METHODS[c.method].bytes_per_s for c in calls(weights)), default=READ_BYTES_PER_S)
     print(f"It takes about {max(1, round(read / rate))} s.", flush=True)
     return read
 

@@ -101,7 +101,13 @@ def run(
     }
     inputs = {"base": parent.sha256, "config": sha256_folder(config), **data}
     inputs |= {"code": code_hash("stages.train"), "encoding": code_hash("stages.training.encode")}
-    recipe = {"kind": "train", "run": name, "params": params.without_ends(), "data": data}
+    recipe = {
+        "kind": "train",
+        "run": name,
+        "params": params.without_ends(),
+        "data": data,
+        "pictures": {"train": len(entries), "validation": len(validation_entries)},
+    }
     fingerprint = sha256_json([params.without_ends(), inputs, name])
     scratch = work / "train" / name / fingerprint[:16]
     tell = say if ranks.is_first else _say_nothing
@@ -156,25 +162,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     wait_politely()
     with clear_errors():
         processes = _processes_asked_for()
-    if processes != 1 and "WORLD_SIZE" not in os.environ:
-        _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
-    from stages.training.params import TrainParams
-    from stages.training.ranks import joined
+        if processes != 1 and "WORLD_SIZE" not in os.environ:
+            _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
+        from stages.training.params import TrainParams
+        from stages.training.ranks import joined
 
-    with clear_errors(), joined() as ranks:
-        if not RUN_NAME.fullmatch(options.run):
-            raise ValueError(f"RUN {options.run!r}: letters, digits, _ and - make a run's name")
-        run(
-            options.run,
-            options.base,
-            options.config,
-            (options.train, options.validation),
-            options.out,
-            options.report,
-            load_params(f"{options.section}.{options.run}", TrainParams, options.params),
-            ranks,
-        )
+        with joined() as ranks:
+            if not RUN_NAME.fullmatch(options.run):
+                raise ValueError(f"RUN {options.run!r}: letters, digits, _ and - make a run's name")
+            run(
+                options.run,
+                options.base,
+                options.config,
+                (options.train, options.validation),
+                options.out,
+                options.report,
+                load_params(f"{options.section}.{options.run}", TrainParams, options.params),
+                ranks,
+            )
 
 
 def _processes_asked_for() -> int:

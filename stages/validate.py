@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run from the command line."""
     options = _parser().parse_args(argv)
     wait_politely()
-    from stages.training.params import TrainParams
-
     with clear_errors():
+        from stages.training.params import TrainParams
+
         params = load_params(f"train.{options.run}", TrainParams, options.params)
         weights = named_weights(options.weights)
         report = run(weights, options.config, options.validation, params, work_dir("encoded"))

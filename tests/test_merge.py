@@ -416,6 +416,9 @@ def test_sd2_keeps_its_text_projection_unless_a_file_came_without(tmp_path: Path
     assert found.keys() == whole.keys()
     assert torch.equal(found[projection], A)
     assert found[scale].item() == 4.0
+    other = write(tmp_path / "other.safetensors", {**whole, scale: torch.tensor(2.0)})
+    apart = merged({"a": inputs["a"], "b": other}, "0.5*b + 0.5*a")
+    assert apart[scale].item() == 2.0  # the first one's: a number of the training, not of the model
     inputs["vae"] = write(tmp_path / "vae.safetensors", {"decoder.conv_in.bias": torch.ones(2)})
     assert projection in merged(inputs, "parts(0.5*a + 0.5*b, vae=vae)")
     converted = write(tmp_path / "converted.safetensors", bare)
@@ -828,7 +831,7 @@ def test_a_bad_file_is_refused_by_name(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-@pytest.mark.parametrize("length", [100_000_001, 2**63 - 1])
+@pytest.mark.parametrize("length", [25_000_001, 100_000_000, 2**63 - 1])
 def test_a_header_longer_than_the_limit_is_told_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
@@ -845,13 +848,13 @@ def test_a_header_longer_than_the_limit_is_told_unread(
             command(["inspect" if command is merge.main else "verify", str(inputs["b"])])
         told.append(str(end.value))
     for message in told:
-        for words in (str(inputs["b"]), f"{length:,} bytes", "100,000,000", "fetch it again"):
+        for words in (str(inputs["b"]), f"{length:,} bytes", "25,000,000", "fetch it again"):
             assert words in message
 
 
 def test_a_header_that_is_not_too_long_but_cut_is_told_as_such(tmp_path: Path) -> None:
     inputs = abc(tmp_path)
-    inputs["b"].write_bytes((100_000_000).to_bytes(8, "little") + b"{")
+    inputs["b"].write_bytes((25_000_000).to_bytes(8, "little") + b"{")
     with pytest.raises(ValueError, match="header is cut short"):
         merged(inputs, "a + b - c")
 

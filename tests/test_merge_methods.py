@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from stages.diffusion.header import read_header
+from stages.diffusion.header import header_bytes, read_header
 from stages.diffusion.model import load_models
 from stages.diffusion.single_file import UNET, normal_keys
 from stages.merge import main
@@ -406,6 +407,22 @@ def test_a_dry_run_tells_the_memory_of_methods_and_nothing_of_sums(
     assert "Its methods hold up to 4.0 MB of tensors at a time.\n" in capsys.readouterr().out
     main(["--expression", "0.5*a + 0.5*b", *given, "--out", out, "--dry-run"])
     assert "at a time" not in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_more_time_for_slower_methods(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inputs = {name: tmp_path / f"{name}.safetensors" for name in "ab"}
+    header = header_bytes({"weight": ("F16", (300_000_000,))}, {})
+    for path in inputs.values():
+        path.write_bytes(header)
+        os.truncate(path, len(header) + 600_000_000)  # sparse, and a dry run does not read it
+    given = [f"{name}={path}" for name, path in inputs.items()]
+    out, told = str(tmp_path / "c.safetensors"), {}
+    for expression in ("0.5*a + 0.5*b", "slerp(a, b, 0.3)", "0.5*slerp(similarity(a, b), b, 0.3)"):
+        main(["--expression", expression, *given, "--out", out, "--dry-run"])
+        told[expression] = re.findall(r"It takes about (\d+) s", capsys.readouterr().out)
+    assert list(told.values()) == [["1"], ["2"], ["4"]]
 
 
 def test_a_dry_run_knows_that_the_disk_is_full(

@@ -570,7 +570,12 @@ def whole(tmp_path: Path, tiny_sd: TinySD) -> tuple[Path, Evidence]:
     """Train and merge real networks, draw with them, and choose."""
     base = save(tiny_sd, tmp_path / "base.safetensors")
     parent = read_parent(base, read_header(base).metadata)
-    recipe = {"kind": "train", "run": "512", "params": {"learning_rate": 0.1, "batch_size": 4}}
+    recipe = {
+        "kind": "train",
+        "run": "512",
+        "params": {"learning_rate": 0.1, "batch_size": 4},
+        "pictures": {"train": 524, "validation": 93},
+    }
     trained = tmp_path / "512.safetensors"
     save_single_file(
         trained,
@@ -639,6 +644,8 @@ def test_the_card_shows_pictures_reason_training_and_data(
         "![cat, seed 7](pictures/01.png)",
         "Compared with bloody: +1.",
         "| param | 512, epoch 40 |",
+        "| pictures to train | 524 |",
+        "| pictures to validate | 93 |",
         "| learning_rate | 0.1 |",
         "| filter | kept | 617 |",
         "| download | fetched | 617 |",

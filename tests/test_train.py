@@ -555,6 +555,7 @@ def test_the_stage_publishes_weights_with_their_ancestry_and_reports(
     assert metadata["epoch"] == "2"
     assert lineage.recipe is not None
     assert lineage.recipe["run"] == "64"
+    assert lineage.recipe["pictures"] == {"train": 15, "validation": 6}
     assert lineage.predictions() == {"epsilon"}
     assert lineage.inputs() == {"base": sha256_file(base / "base.safetensors")}
     assert str(project) not in json.dumps(metadata)

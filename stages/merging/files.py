@@ -77,10 +77,11 @@ def merge_files(
 ) -> Merged:
     """Write what an expression makes of files.
 
-    Floating-point tensors are merged. Integers are copied from the expression's first name, and
-    `position_ids`, also SDXL's, count from 0, as they do in every sound file. EMA copies,
-    scheduler buffers and the like, which the networks do not use, are left out. The empty tensors
-    that mark a noise schedule are those of the models that most of it is made of.
+    Floating-point tensors are merged, but for CLIP's `logit_scale`. It and integers are taken from
+    the expression's first name, and `position_ids`, also SDXL's, count from 0, as they do in every
+    sound file. EMA copies, scheduler buffers and the like, which the networks do not use, are left
+    out. The empty tensors that mark a noise schedule are those of the models that most of it is
+    made of.
 
     Args:
         inputs: files of one architecture, in the original layout, by name.

@@ -29,7 +29,7 @@ from stages.diffusion.torch_settings import one_thread, reuse_memory
 from stages.merging import methods as merge_methods
 from stages.merging.blocks import at_key
 from stages.merging.expression import substituted
-from stages.merging.source import Source, is_inpainting, read_into
+from stages.merging.source import Source, is_inpainting, is_trained_scale, read_into
 from stages.merging.terms import Call, Sum, Term, Weights, model_names, model_weights
 from stages.merging.text import format_sum
 
@@ -98,6 +98,8 @@ class Merger:
                 tensor, be it with weight 0, or in the new file's dtype.
         """
         settled = at_key(self.weights, key)
+        if is_trained_scale(key):
+            settled = {self._taken(key)[0]: Fraction(1)}
         weights = {term: weight for term, weight in settled.items() if weight}
         if not self.allow_nonfinite:
             self._check_weightless(settled, weights, key)

@@ -187,6 +187,11 @@ def counts_positions(key: str) -> bool:
     return key.endswith(POSITION_IDS.removeprefix(TEXT_ENCODER))
 
 
+def is_trained_scale(key: str) -> bool:
+    """Tell CLIP's `logit_scale`: one number of its training, no picture depends on it."""
+    return key.rpartition(".")[2] == "logit_scale"
+
+
 def read_into(file: FileIO, position: int, buffer: memoryview) -> None:
     """Fill a buffer from a place in a file.
 

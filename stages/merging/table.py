@@ -33,6 +33,7 @@ class Method:
     shares: Callable[[Numbers], dict[str, Fraction]]
     # float32 tensors that it holds at a time, besides one of each model: measured, torch 2
     working: int = 0
+    bytes_per_s: int = 500_000_000  # of inputs, by one thread; what a dry run tells the time by
 
 
 def _models(*names: str) -> tuple[Parameter, ...]:
@@ -58,6 +59,7 @@ METHODS = {
             Parameter("scale", "number", high=10, default="1"),
         ),
         lambda n: {"base": 1 - n["scale"][0], "models": n["scale"][0]},
+        bytes_per_s=300_000_000,
     ),
     "dare": Method(
         (
@@ -75,6 +77,7 @@ METHODS = {
         (*_models("a", "b"), Parameter("bias", "number", low=-1, default="0")),
         lambda _: {"a": ONE / 2, "b": ONE / 2},
         working=4,
+        bytes_per_s=300_000_000,
     ),
     "mbw": Method(
         (*_models("a", "b"), Parameter("blocks", "blocks", low=-10, high=10)),

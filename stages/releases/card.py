@@ -101,18 +101,29 @@ def _pictures(choice: Choice) -> str:
 def _trainings(lineage: Lineage, title: Callable[[str], str]) -> str:
     """Give the params of every training that led here, each once."""
     told = {
-        sha256: ancestor.recipe.get("params")
+        sha256: {**_pictures_learnt(ancestor.recipe), **_mapping(ancestor.recipe.get("params"))}
         for sha256, ancestor in lineage.ancestors.items()
         if ancestor.recipe and ancestor.recipe.get("kind") == "train"
     }
     names = labels(told, title)
-    runs = {names[s]: params if isinstance(params, dict) else {} for s, params in told.items()}
+    runs = {names[sha256]: facts for sha256, facts in told.items()}
     if not any(runs.values()):
         return ""
     keys = list(dict.fromkeys(key for params in runs.values() for key in params))
     rows = [[key, *(str(params.get(key, "")) for params in runs.values())] for key in keys]
     rows = [[plain(cell) for cell in row] for row in rows]
     return "## How its models were trained\n\n" + table(["param", *map(plain, runs)], rows)
+
+
+def _pictures_learnt(recipe: Mapping[str, object]) -> dict[str, str]:
+    """Say how many pictures a model learned from and was validated on, where its recipe tells."""
+    counts = _mapping(recipe.get("pictures"))
+    told = {"train": "pictures to train", "validation": "pictures to validate"}
+    return {words: str(counts[side]) for side, words in told.items() if side in counts}
+
+
+def _mapping(value: object) -> dict[str, object]:
+    return value if isinstance(value, dict) else {}  # strangers write recipes, too
 
 
 def _data(counts: Mapping[str, Mapping[str, int]]) -> str:
