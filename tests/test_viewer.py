@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +13,12 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from stages.drawing.column import Column
+from stages.drawing.grid_params import planned_cells
 from stages.drawing.manifest import Entry, entry_name
 from stages.page.viewer import VIEWER, as_script, write_viewer
 from tests.browser import headless, listen
+from tests.tiny_grid import PARAMS
 from tests.tiny_sd import write_json
 
 if TYPE_CHECKING:
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 HOSTILE = '</script><script>alert("x")</script> {{ 7 * 7 }}'
 PROMPTS = {"red apple": "food", HOSTILE: "odd", "bread, rye": "food", "a tram": "street"}
 MODELS = ("epoch_002", "epoch_010", "row1")
+SETTINGS: dict[str, Any] = {"sampler": "euler", "steps": 15, "guidance": 4.0}
 MAX_FRAME_MS = 50
 PATIENCE = 3  # times the goal: the machine may be at other work
 FRAMES = """
@@ -77,11 +82,32 @@ def make_grid(
                     address = f"{model}{number}"
                     at = (model, prompt, seed, side, side)
                     entries.append(Entry(*at, address, shown, failed, "", category))
+    write_manifest(folder / name, models, entries)
+
+
+def write_manifest(grid: Path, models: tuple[str, ...], entries: list[Entry]) -> None:
+    """Say what a grid holds, in the file that the pipeline writes."""
     cells = [{field: getattr(e, field) for field in Entry.__slots__} for e in entries]
-    settings = {"sampler": "euler", "steps": 15, "guidance": 4.0}
     named = [{"name": model, "weights": model} for model in models]
-    manifest = {"group": name, "models": named, "settings": settings, "cells": cells}
-    write_json(folder / name / "cells.json", manifest)
+    manifest = {"group": grid.name, "models": named, "settings": SETTINGS, "cells": cells}
+    write_json(grid / "cells.json", manifest)
+
+
+def make_varied(folder: Path, **varied: list[Any]) -> None:
+    """Publish a grid of two models with settings that vary, as the pipeline words them."""
+    params = dataclasses.replace(
+        PARAMS, axes=dataclasses.replace(PARAMS.axes, **varied), sizes=[(64, 64)], **SETTINGS
+    )
+    entries = []
+    for m, model in enumerate(MODELS[:2]):
+        cells = planned_cells(params, model, "config", "drawing")
+        for number, entry in enumerate(Column(model, folder, model, cells).entries({}, params)):
+            path = folder / "varied" / str(entry.file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            colour = (90 + 90 * m, number * 53 % 256, number * 31 % 256)
+            Image.new("RGB", (entry.width, entry.height), colour).save(path)
+            entries.append(entry)
+    write_manifest(folder / "varied", MODELS[:2], entries)
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +214,81 @@ def test_axes_are_swapped_and_chosen(page: Page, site: Path) -> None:
     page.locator("#y").select_option("seed")  # taken by the columns: they change places
     assert page.locator("#x").input_value() == "model"
     page.locator('select[data-axis="size"]').select_option(label="96 × 96 px")
+    expect(page.locator("#count")).to_contain_text("24 pictures")
+
+
+@pytest.fixture(scope="module")
+def varied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a site of three samplers, steps and clip skips each, and of one guidance."""
+    folder = tmp_path_factory.mktemp("varied")
+    make_varied(
+        folder / "reports",
+        sampler=["dpmpp_2m_karras", "ddim"],
+        steps=[25, 10],
+        guidance=[4.0],
+        clip_skip=[2, 3],
+    )
+    (folder / "site").mkdir()
+    write_viewer(folder / "site", folder / "reports", [], [], "t")
+    return folder / "site"
+
+
+SAMPLERS = ["euler", "dpmpp_2m_karras", "ddim"]
+STEPS = ["10 steps", "15 steps", "25 steps"]
+CLIP_SKIPS = ["clip skip 1", "clip skip 2", "clip skip 3"]
+
+
+def test_each_setting_that_varies_is_an_axis_of_its_own(page: Page, varied: Path) -> None:
+    go(page, varied)
+    names = ["Model", "Prompt", "Seed", "Sampler", "Steps", "Clip skip"]
+    assert page.locator("#x option").all_text_contents() == names
+    expect(page.locator("#common")).to_have_text("drawn with guidance 4")
+    page.locator("#x").select_option(label="Sampler")
+    page.locator("#y").select_option(label="Steps")
+    assert page.locator(".head").all_text_contents() == SAMPLERS
+    for axis, value in (("Model", "epoch_010"), ("Prompt", "cat"), ("Clip skip", "clip skip 2")):
+        page.get_by_role("combobox", name=axis, exact=True).select_option(label=value)
+    page.get_by_role("combobox", name="Seed").select_option(label="seed 2")
+    expect(page.locator("#count")).to_have_text("9 pictures, 3 rows, 3 columns")
+    labels = page.get_by_role("rowheader").all_inner_texts()
+    assert [label.split("\n")[0] for label in labels] == STEPS
+    assert alt(page, 2, 1) == "dpmpp_2m_karras, 25 steps, epoch_010, cat, seed 2, clip skip 2"
+    page.get_by_role("button", name="Swap axes").click()
+    assert page.locator(".head").all_text_contents() == STEPS
+    fixed = page.get_by_role("combobox", name="Clip skip")
+    assert fixed.locator("option").all_text_contents() == ["all", *CLIP_SKIPS]
+
+
+def test_a_link_names_the_settings_that_it_is_about(page: Page, varied: Path) -> None:
+    go(page, varied, "#x=sampler&y=clip+skip&steps=25+steps&seed=seed+1&model=epoch_002&words=app")
+    expect(page.locator("#count")).to_have_text("9 pictures, 3 rows, 3 columns")
+    cell(page, 1, 1).focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    until(page, "location.hash.includes('open=')")
+    assert page.locator("#a, #b").evaluate_all(NAMED) == ["ddim", "dpmpp_2m_karras"]
+    said = page.locator("#said").inner_text()
+    assert said == "clip skip 2, epoch_002, red apple, seed 1, 25 steps (row 2 of 3)"
+    link = page.url.partition("#")[2]
+    assert "clip+skip" in link
+    go(page, varied, f"#{link}")
+    expect(page.locator("#compare")).to_be_visible()
+    assert page.locator("#said").inner_text() == said
+    assert page.locator('select[data-axis="steps"]').input_value() == "2"
+
+
+def test_another_grid_has_other_axes(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    make_varied(tmp_path / "reports", steps=[20])
+    make_grid(tmp_path / "reports", "final")
+    write_viewer(tmp_path / "site", tmp_path / "reports", ["varied"], [], "t")
+    go(page, tmp_path / "site", "#grid=varied&x=steps&y=model")
+    expect(page.locator("#common")).to_have_text("drawn with euler, guidance 4")
+    assert page.locator(".head").all_text_contents() == ["15 steps", "20 steps"]
+    page.locator("#grid").select_option(label="final")
+    all_loaded(page)
+    expect(page.locator("#common")).to_have_text("drawn with euler, 15 steps, guidance 4")
+    assert "Steps" not in page.locator("#x option, #y option").all_text_contents()
     expect(page.locator("#count")).to_contain_text("24 pictures")
 
 
@@ -342,10 +443,10 @@ def test_a_link_to_a_comparison_closes_to_its_sheet(page: Page, site: Path) -> N
 def test_columns_are_what_differs_and_no_picture_is_compared_with_itself(
     page: Page, site: Path
 ) -> None:
-    go(page, site, "#grid=mixes&x=setting&y=prompt")
+    go(page, site, "#grid=mixes&x=size&y=prompt")
     assert page.locator("#x option").all_text_contents() == ["Model", "Prompt", "Seed"]
     assert page.locator(".head").all_text_contents() == ["hybrid", "vodka_1"]
-    page.locator("#y").select_option("setting")
+    page.locator("#y").select_option("size")
     expect(page.get_by_role("button", name="Swap axes")).to_be_disabled()
     go(page, site, "#grid=final")
     cell(page, 0, 1).click()

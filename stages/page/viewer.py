@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.drawing.manifest import MANIFEST, Entry, Manifest, read_manifest
+from stages.drawing.manifest import MANIFEST, Manifest, read_manifest
 from stages.harness.files import link_or_copy
+from stages.page.axes import axes_of, common_words, place_of, value_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 VIEWER = "viewer.html"
@@ -69,59 +70,29 @@ def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:
         base: where its pictures lie, from the page.
 
     Returns:
-        `axes` with the values of each, `categories` by prompt, and `cells`: for each the numbers
-        of its values, in the order of the axes, and its file, or what it failed of.
+        `axes` with the values of each in words, `common`, the settings that do not vary,
+        `categories` by prompt, and `cells`: for each the numbers of its values, in the order of
+        the axes, and its file, or what it failed of.
     """
-    entries = manifest.entries
-    prompts = _numbered((e.prompt, e.negative_prompt) for e in entries)
-    axes: dict[str, dict[Any, int]] = {
-        "model": _numbered(manifest.models),
-        "prompt": prompts,
-        "seed": _numbered(e.seed for e in entries),
-        "size": _numbered((e.width, e.height) for e in entries),
-        "setting": _numbered(e.setting for e in entries),
+    axes = axes_of(manifest)
+    numbers = {
+        axis: {value: number for number, value in enumerate(values)}
+        for axis, values in axes.items()
     }
-    category = {(e.prompt, e.negative_prompt): e.category for e in entries}
-    cells = []
-    for entry in entries:
-        values = {**_values(entry), "prompt": (entry.prompt, entry.negative_prompt)}
-        numbers = [axis[values[key]] for key, axis in axes.items()]
-        cells.append([*numbers, entry.file or "", *([entry.failed] if entry.failed else [])])
+    category, cells = {}, []
+    for entry in manifest.entries:
+        place = place_of(entry)
+        category[place["prompt"]] = entry.category
+        values = [known[place[axis]] for axis, known in numbers.items()]
+        cells.append([*values, entry.file or "", *([entry.failed] if entry.failed else [])])
     return {
         "name": name,
         "base": base,
-        "axes": {
-            "model": list(axes["model"]),
-            "prompt": [_prompt_text(*prompt) for prompt in prompts],
-            "seed": [f"seed {seed}" for seed in axes["seed"]],
-            "size": [f"{width} × {height} px" for width, height in axes["size"]],
-            "setting": [setting or _common(manifest) for setting in axes["setting"]],
-        },
-        "categories": [category[prompt] for prompt in prompts],
+        "axes": {axis: [value_words(axis, v) for v in values] for axis, values in axes.items()},
+        "common": common_words(manifest),
+        "categories": [category[prompt] for prompt in axes["prompt"]],
         "cells": cells,
     }
-
-
-def _values(entry: Entry) -> dict[str, Any]:
-    size = (entry.width, entry.height)
-    return {"model": entry.model, "seed": entry.seed, "size": size, "setting": entry.setting}
-
-
-def _prompt_text(prompt: str, negative: str) -> str:
-    return f"{prompt} (not: {negative})" if negative else prompt
-
-
-def _common(manifest: Manifest) -> str:
-    """Name the setting of a grid that has one."""
-    known = manifest.settings
-    if "sampler" not in known:
-        return "as drawn"
-    return f"{known['sampler']}, {known['steps']} steps, guidance {known['guidance']:g}"
-
-
-def _numbered(values: Any) -> dict[Any, int]:
-    """Number values in the order in which they come first."""
-    return {value: number for number, value in enumerate(dict.fromkeys(values))}
 
 
 def as_script(value: Any) -> str:

@@ -1,7 +1,5 @@
 "use strict";
 const GRIDS = JSON.parse(document.getElementById("data").textContent);
-const AXES = ["model", "prompt", "seed", "size", "setting"];
-const NAMES = { model: "Model", prompt: "Prompt", seed: "Seed", size: "Size", setting: "Setting" };
 const at = id => document.getElementById(id);
 const make = (kind, name, text) => {
   const element = document.createElement(kind);
@@ -10,22 +8,25 @@ const make = (kind, name, text) => {
   return element;
 };
 const OVERSCAN = 2;
+const axisName = axis => axis[0].toUpperCase() + axis.slice(1);
 
 // ---- what is shown; all of it stands in the address, so that a link leads back to it
 const ZOOM = Math.max(40, Math.min(160, Math.floor(innerWidth * .37))); // two columns and the labels fit a phone
 const state = { grid: 0, x: "model", y: "prompt", fixed: {}, category: "", words: "", zoom: ZOOM, cell: null, focus: [0, 0], open: null, mode: "side" };
-let grid, columns = [], rows = [], rowNumbers, lookup, labelWidth = 0, headLines = 2, headHeight = 0, shown = new Map(), heads = new Map(), waiting = false, returning = false;
+let grid, axes = [], columns = [], rows = [], rowNumbers, lookup, labelWidth = 0, headLines = 2, headHeight = 0, shown = new Map(), heads = new Map(), waiting = false, returning = false;
+
+function takeGrid() { grid = GRIDS[state.grid]; axes = Object.keys(grid.axes); }
 
 function readAddress() {
   const given = new URLSearchParams(location.hash.slice(1));
   const named = GRIDS.findIndex(g => g.name === given.get("grid"));
   state.grid = Math.max(0, named);
-  for (const key of ["x", "y"]) if (AXES.includes(given.get(key))) state[key] = given.get(key);
-  grid = GRIDS[state.grid];
+  takeGrid();
+  for (const key of ["x", "y"]) if (axes.includes(given.get(key))) state[key] = given.get(key);
   settleAxes();
   state.fixed = {};
-  for (const axis of AXES) {
-    const number = GRIDS[state.grid].axes[axis].indexOf(given.get(axis));
+  for (const axis of axes) {
+    const number = grid.axes[axis].indexOf(given.get(axis));
     if (number >= 0) state.fixed[axis] = number;
   }
   state.category = given.get("category") ?? "";
@@ -33,12 +34,12 @@ function readAddress() {
   const zoom = Number(given.get("zoom"));
   if (zoom >= 40 && zoom <= 768) state.zoom = zoom;
   // By their names, for numbers change when a model is added.
-  const known = (axis, text) => GRIDS[state.grid].axes[axis].indexOf(text);
-  const cell = given.getAll("at").map((text, i) => known(AXES[i] ?? state.x, text));
-  state.cell = cell.length === AXES.length && !cell.includes(-1) ? cell : null;
+  const known = (axis, text) => grid.axes[axis].indexOf(text);
+  const cell = given.getAll("at").map((text, i) => known(axes[i] ?? state.x, text));
+  state.cell = cell.length === axes.length && !cell.includes(-1) ? cell : null;
   state.focus = [0, 0];
   const open = given.getAll("open").map(text => known(state.x, text));
-  const isPair = open.length === 2 && !open.includes(-1) && (open[0] !== open[1] || GRIDS[state.grid].axes[state.x].length === 1);
+  const isPair = open.length === 2 && !open.includes(-1) && (open[0] !== open[1] || grid.axes[state.x].length === 1);
   state.open = state.cell && isPair ? open : null;
   state.mode = ["side", "slider", "flicker"].includes(given.get("mode")) ? given.get("mode") : "side";
 }
@@ -49,7 +50,7 @@ function address() {
   if (state.category) said.set("category", state.category);
   if (state.words) said.set("words", state.words);
   said.set("zoom", state.zoom);
-  if (state.cell) AXES.forEach((axis, i) => said.append("at", grid.axes[axis][state.cell[i]]));
+  if (state.cell) axes.forEach((axis, i) => said.append("at", grid.axes[axis][state.cell[i]]));
   if (state.open) {
     for (const number of state.open) said.append("open", grid.axes[state.x][number]);
     said.set("mode", state.mode);
@@ -63,9 +64,9 @@ function writeSoon() { clearTimeout(writing); writing = setTimeout(writeAddress,
 // ---- rows and columns
 // Columns are what is compared, so they go by an axis of several values, unless no axis has any.
 function axesFor(key) {
-  const several = AXES.filter(axis => grid.axes[axis].length > 1);
-  if (key === "x") return several.length ? several : AXES;
-  return several.length === 1 ? AXES.filter(axis => axis !== several[0]) : AXES;
+  const several = axes.filter(axis => grid.axes[axis].length > 1);
+  if (key === "x") return several.length ? several : axes;
+  return several.length === 1 ? axes.filter(axis => axis !== several[0]) : axes;
 }
 function settleAxes() {
   if (!axesFor("x").includes(state.x)) state.x = axesFor("x").find(axis => axis !== state.y) ?? state.y;
@@ -73,21 +74,21 @@ function settleAxes() {
 }
 
 function arrange() {
-  grid = GRIDS[state.grid];
+  takeGrid();
   settleAxes();
   const words = state.words.toLowerCase();
-  const allowed = Object.fromEntries(AXES.map(axis => [axis, new Set(grid.axes[axis].keys())]));
+  const allowed = Object.fromEntries(axes.map(axis => [axis, new Set(grid.axes[axis].keys())]));
   for (const [number, text] of grid.axes.prompt.entries()) {
     const wrong = (state.category && grid.categories[number] !== state.category) || !text.toLowerCase().includes(words);
     if (wrong) allowed.prompt.delete(number);
   }
   for (const [axis, number] of Object.entries(state.fixed)) if (axis !== state.x && axis !== state.y) allowed[axis] = new Set([number]);
-  const order = [state.y, ...AXES.filter(axis => axis !== state.x && axis !== state.y)];
-  const xAt = AXES.indexOf(state.x), orderAt = order.map(axis => AXES.indexOf(axis));
+  const order = [state.y, ...axes.filter(axis => axis !== state.x && axis !== state.y)];
+  const xAt = axes.indexOf(state.x), orderAt = order.map(axis => axes.indexOf(axis));
   const rowKeys = new Map(), columnKeys = new Set();
   lookup = new Map();
   for (const cell of grid.cells) {
-    if (!AXES.every((axis, i) => allowed[axis].has(cell[i]))) continue;
+    if (!axes.every((axis, i) => allowed[axis].has(cell[i]))) continue;
     const values = orderAt.map(i => cell[i]), key = values.join(".");
     if (!rowKeys.has(key)) rowKeys.set(key, values);
     columnKeys.add(cell[xAt]);
@@ -102,12 +103,12 @@ function arrange() {
 }
 // The focused picture is known by its values on the axes; where it stands changes with what is shown.
 function valuesAt(row, column) {
-  return AXES.map(axis => axis === state.x ? columns[column] : rows[row].values[rows[row].order.indexOf(axis)]);
+  return axes.map(axis => axis === state.x ? columns[column] : rows[row].values[rows[row].order.indexOf(axis)]);
 }
 function placeOf(values) {
   if (!values || !rows.length) return null;
-  const row = rowNumbers.get(rows[0].order.map(axis => values[AXES.indexOf(axis)]).join("."));
-  const column = columns.indexOf(values[AXES.indexOf(state.x)]);
+  const row = rowNumbers.get(rows[0].order.map(axis => values[axes.indexOf(axis)]).join("."));
+  const column = columns.indexOf(values[axes.indexOf(state.x)]);
   return row === undefined || column < 0 ? null : [row, column];
 }
 function setFocus(row, column) {
@@ -115,6 +116,8 @@ function setFocus(row, column) {
   state.focus = [Math.min(Math.max(0, row), rows.length - 1), Math.min(Math.max(0, column), columns.length - 1)];
   state.cell = valuesAt(...state.focus);
 }
+// Behind its values on the axes stand a cell's file and, if it has none, what it failed of.
+const fileOf = cell => cell[axes.length], failureOf = cell => cell[axes.length + 1];
 const cellAt = (row, column) => rows[row] && lookup.get(rows[row].key + "|" + columns[column]);
 
 function rowText(row) {
@@ -124,7 +127,7 @@ function rowText(row) {
 function cellText(row, column) {
   const cell = cellAt(row, column);
   const words = [grid.axes[state.x][columns[column]], ...rowText(rows[row])].join(", ");
-  return cell ? (cell[6] ? `${words}: failed, ${cell[6]}` : words) : `${words}: not drawn`;
+  return cell ? (failureOf(cell) ? `${words}: failed, ${failureOf(cell)}` : words) : `${words}: not drawn`;
 }
 
 // ---- the sheet: only what is in sight is in the page
@@ -155,7 +158,7 @@ function rebuild() {
   const corner = make("div", "corner");
   corner.setAttribute("role", "columnheader"); corner.setAttribute("aria-colindex", 1);
   corner.style.width = labelWidth + "px";
-  corner.append(make("span", "vh", NAMES[state.y]));
+  corner.append(make("span", "vh", axisName(state.y)));
   head.append(corner);
   at("sheet").append(head);
   heads.element = head;
@@ -164,7 +167,7 @@ function rebuild() {
   at("why").textContent = `Nothing matches: ${chosen.filter(Boolean).join(", ")}.`;
   at("sheet").hidden = rows.length === 0;
   const count = (number, what) => `${number.toLocaleString("en")} ${what}${number === 1 ? "" : "s"}`;
-  const cells = lookup.size, failed = [...lookup.values()].filter(cell => cell[6]).length;
+  const cells = lookup.size, failed = [...lookup.values()].filter(failureOf).length;
   at("count").textContent = [count(cells, "picture"), count(rows.length, "row"), count(columns.length, "column")].join(", ") + (failed ? `, ${failed} failed` : "");
   paint();
   if (isFocused) focused()?.focus({ preventScroll: true });
@@ -262,13 +265,13 @@ function loadSome() {
 }
 
 function picture(cell, text) {
-  if (cell && !cell[6]) {
+  if (cell && !failureOf(cell)) {
     const image = new Image();
     image.decoding = "async"; image.alt = text; image.draggable = false;
-    load(image, grid.base + cell[5].split("/").map(encodeURIComponent).join("/"));
+    load(image, grid.base + fileOf(cell).split("/").map(encodeURIComponent).join("/"));
     return image;
   }
-  const element = make("div", cell ? "failed" : "", cell ? "failed: " + cell[6] : "");
+  const element = make("div", cell ? "failed" : "", cell ? "failed: " + failureOf(cell) : "");
   element.setAttribute("aria-label", text);
   return element;
 }
@@ -304,7 +307,7 @@ function options(select, texts, chosen, first) {
 
 function tools() {
   options(at("grid"), GRIDS.map((g, i) => [i, g.name.replaceAll("_", " ")]), state.grid);
-  for (const key of ["x", "y"]) options(at(key), axesFor(key).map(axis => [axis, NAMES[axis]]), state[key]);
+  for (const key of ["x", "y"]) options(at(key), axesFor(key).map(axis => [axis, axisName(axis)]), state[key]);
   at("swap").disabled = !axesFor("x").includes(state.y);
   const categories = [...new Set([...grid.categories, state.category])].filter(Boolean); // also one that a link names in vain
   options(at("category"), categories.map(name => [name, name]), state.category, "all");
@@ -312,11 +315,12 @@ function tools() {
   at("category").parentElement.style.display = categories.length ? "" : "none";
   at("words").value = state.words;
   at("zoom").value = state.zoom;
+  at("common").textContent = grid.common && `drawn with ${grid.common}`;
   const chosen = document.activeElement?.dataset?.axis;
   at("fixed").replaceChildren();
-  for (const axis of AXES) {
+  for (const axis of axes) {
     if (axis === state.x || axis === state.y || grid.axes[axis].length < 2) continue;
-    const label = make("label", "", NAMES[axis]), select = make("select");
+    const label = make("label", "", axisName(axis)), select = make("select");
     options(select, grid.axes[axis].map((text, i) => [i, text]), state.fixed[axis] ?? "", "all");
     select.dataset.axis = axis;
     select.addEventListener("change", () => {

@@ -1,0 +1,73 @@
+"""The axes of a grid in the viewer: what its cells differ by, each setting on its own."""
+
+from typing import Any
+
+from stages.drawing.manifest import Entry, Manifest
+
+ALWAYS = ("model", "prompt", "seed", "size")  # the settings are axes only where they vary
+# What stands before and behind a setting's number, as `GridParams.label` words it; the part of a
+# cell's setting that has none of these forms names the sampler.
+NUMBERED = {"steps": ("", " steps"), "guidance": ("guidance ", ""), "clip skip": ("clip skip ", "")}
+
+
+def place_of(entry: Entry) -> dict[str, Any]:
+    """Give a cell's value on every axis that its grid may have."""
+    return {
+        "model": entry.model,
+        "prompt": (entry.prompt, entry.negative_prompt),
+        "seed": entry.seed,
+        "size": (entry.width, entry.height),
+        **{_axis_of(part): part for part in entry.setting.split(", ") if part},
+    }
+
+
+def axes_of(manifest: Manifest) -> dict[str, list[Any]]:
+    """List the values on each axis of a grid, as they are planned; numbers of settings ascend."""
+    places = [place_of(entry) for entry in manifest.entries]
+    axes = {
+        axis: list(dict.fromkeys(place[axis] for place in places))
+        for axis in dict.fromkeys(axis for place in places for axis in place)
+    }
+    axes["model"] = list(manifest.models)
+    for axis in NUMBERED.keys() & axes:
+        axes[axis].sort(key=_number)
+    return {axis: values for axis, values in axes.items() if axis in ALWAYS or len(values) > 1}
+
+
+def value_words(axis: str, value: Any) -> str:
+    """Say a value of an axis as the page does."""
+    match axis:
+        case "prompt":
+            text, negative = value
+            return f"{text} (not: {negative})" if negative else str(text)
+        case "seed":
+            return f"seed {value}"
+        case "size":
+            width, height = value
+            return f"{width} × {height} px"
+        case _:
+            return str(value)
+
+
+def common_words(manifest: Manifest) -> str:
+    """Say the settings that all cells have in common; "" where the manifest knows none."""
+    axes, known = axes_of(manifest), manifest.settings
+    words = {"sampler": known.get("sampler", "")}
+    for axis, (before, after) in NUMBERED.items():
+        number = known.get(axis.replace(" ", "_"))
+        words[axis] = "" if number is None else f"{before}{number:g}{after}"
+    return ", ".join(text for axis, text in words.items() if text and axis not in axes)
+
+
+def _axis_of(part: str) -> str:
+    """Tell which setting a part of a cell's words is about."""
+    for axis, (before, after) in NUMBERED.items():
+        if part.startswith(before) and part.endswith(after):
+            return axis
+    return "sampler"
+
+
+def _number(part: str) -> float:
+    """Read the number in a part of a cell's words."""
+    before, after = NUMBERED[_axis_of(part)]
+    return float(part.removeprefix(before).removesuffix(after))
