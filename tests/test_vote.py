@@ -451,16 +451,17 @@ def test_a_second_press_does_not_answer_for_a_pair_that_nobody_looked_at(
     page = browser.new_page(viewport={"width": 1280, "height": 800})
     page.goto(f"http://{served.host}/")
     wait_for(page, 0)
-    for done, press in enumerate((page.locator("#left").click, page.locator("#right").click), 1):
-        press()
+    presses = (
+        "document.getElementById('left').click()",
+        "document.getElementById('right').click()",
+        "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: 'a', bubbles: true}))",
+    )
+    for done, press in enumerate(presses, 1):
+        # within the page: a busy machine would stretch the gap on the way there
+        page.evaluate(f"gap => {{ {press}; setTimeout(() => {press}, gap); }}", gap_ms)
         page.wait_for_timeout(gap_ms)
-        press()
         wait_for(page, done)
         page.wait_for_timeout(DOUBLE_CLICK_MS)
-    page.keyboard.press("a")
-    page.wait_for_timeout(gap_ms)
-    page.keyboard.press("b")
-    wait_for(page, 3)
     page.close()
 
 

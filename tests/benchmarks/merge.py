@@ -316,7 +316,7 @@ def main() -> None:
     if "speed" in wanted:
         bare = median([timed([sys.executable, "-c", "import torch"]) for _ in range(3)])
         print(f"bare torch import: {bare.seconds:.1f} s, {bare.peak_mb:.0f} MB")
-        hashed = timed([sys.executable, "-I", "-S", hash_process.__file__, paths["a"]])
+        hashed = timed([sys.executable, "-I", "-S", hash_process.__file__, paths["a"], "0"])
         print(
             f"a process that hashes an input: {hashed.cpu_seconds:.1f} s, {hashed.peak_mb:.0f} MB"
         )
