@@ -24,6 +24,7 @@ from pathlib import Path
 import psutil
 
 from stages.harness.files import sha256_file
+from stages.harness.half_copied import is_half_copied
 from stages.harness.processes import orphans, stage_of
 from tests.imports import ROOT
 from tests.tiny_recipe import RAN, TinyRecipe
@@ -93,7 +94,10 @@ class Command:
     def kill(self, victim: str) -> None:
         """Kill DVC, the stage that runs just then, or both; DVC where no stage runs."""
         dvc = self.programs()
-        stages = [child for program in dvc for child in program.children() if stage_of(child)]
+        stages: list[psutil.Process] = []
+        for program in dvc:
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                stages += [child for child in program.children() if stage_of(child)]
         for process in {"dvc": dvc, "stage": stages or dvc, "both": [*dvc, *stages]}[victim]:
             with suppress(psutil.NoSuchProcess):  # it ended by itself, or with another
                 process.kill()
@@ -276,9 +280,13 @@ def made_files(folder: Path) -> dict[str, str]:
 
 
 def changed_objects(store: Path) -> list[str]:
-    """List the objects in a cache or a remote whose bytes are not those of their name."""
+    """List the objects in a cache or a remote whose bytes are not those of their name.
+
+    What a full disk cut short has a name that no object has; `stages.ready` takes it away later.
+    """
     changed = []
-    for path in (store / "files/md5").glob("??/*"):
+    objects = (path for path in (store / "files/md5").glob("??/*") if not is_half_copied(path.name))
+    for path in objects:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != f"{path.parent.name}{path.name}".removesuffix(".dir"):

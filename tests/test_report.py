@@ -330,7 +330,12 @@ def test_every_picture_and_link_is_beside_the_page_and_no_file_is_left_over(site
     linked = {unquote(a) for a in addresses if a[:1] != "#" and not a.startswith("data:")}
     viewer = (site / "viewer.html").read_text(encoding="utf-8")
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', viewer)
-    viewed = {g["base"] + c[5] for g in json.loads(data) for c in g["cells"] if c[5]}
+    viewed = {
+        g["base"] + cell[len(g["axes"])]  # behind its values on the axes
+        for g in json.loads(data)
+        for cell in g["cells"]
+        if cell[len(g["axes"])]
+    }
     assert viewed
     beside = {address.partition("#")[0] for address in linked}
     assert beside | viewed | {"index.html"} == set(files(site))
