@@ -155,7 +155,7 @@ def test_memory_does_not_grow_with_the_files_nor_beyond_some_tensors(tmp_path: P
     blocks = "mbw(a, b, GRAD_V) + 0*c"  # what has weight 0 is looked at for NaN
     assert peak_mb(run, "--expression", blocks, *inputs, "--out", out) - bare < 100
     arc = peak_mb(run, "--expression", "slerp(a, b, 0.5)", *inputs[:2], "--out", out)
-    # A tensor of 25 M elements takes 100 MB in float32: three, and one that the heap has no gap for.
+    # A tensor of 25 M elements takes 100 MB: three, and one that the heap may have no gap for.
     assert arc - bare < 100 + 4 * 100
 
 
