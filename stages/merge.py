@@ -37,6 +37,7 @@ from stages.diffusion.writing import free_bytes
 from stages.harness.counted import counted
 from stages.harness.file_command import file_command
 from stages.harness.files import write_json
+from stages.harness.new_file import check_new_files
 from stages.harness.params import load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.harness.progress import Progress
@@ -48,6 +49,7 @@ from stages.merging.files import (
     check_files,
     check_out,
     merge_files,
+    named_inputs,
     plan_file,
 )
 from stages.merging.inspection import described
@@ -158,23 +160,6 @@ def dry_run(recipe: Recipe, inputs: Mapping[str, Path], out: Path) -> None:
         raise OSError(errno.ENOSPC, words, str(out))
 
 
-def check_report(report: Path, out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse a report where none can be, or over the new file or one that is read, before the work.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    if report.exists() and not report.is_file():
-        raise ValueError(f"{report}: --report wants a file, and this is none. Name another")
-    if not (folder := next(p for p in report.absolute().parents if p.exists())).is_dir():
-        raise ValueError(f"{report}: {folder} is no folder, so --report cannot lie in it")
-    others = {"the new file": out, **{f"the input {name!r}": p for name, p in inputs.items()}}
-    for what, path in others.items():
-        is_there = report.exists() and path.exists()
-        if report.samefile(path) if is_there else report.resolve() == path.resolve():
-            raise ValueError(f"{report}: --report would replace {what}. Write to another file")
-
-
 def inspect(path: Path) -> None:
     """Show a file's parts, dtypes, metadata and parents."""
     for line in described(path):
@@ -197,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             recipe = replace(recipe, dtype=options.dtype)
         recipe, inputs = flattened(recipe, given or recipe.files(), options.params)
         if options.report:
-            check_report(options.report, options.out, inputs)
+            check_new_files([options.out, options.report], named_inputs(inputs))
         if options.dry_run:
             dry_run(recipe, inputs, options.out)
             return

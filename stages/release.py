@@ -29,6 +29,7 @@ from stages.harness.counted import counted
 from stages.harness.dvc_command import DVC
 from stages.harness.file_command import file_command
 from stages.harness.files import replacing, write_json
+from stages.harness.new_file import check_new_files
 from stages.harness.params import load_named_params, load_params
 from stages.harness.paths import add_params_option, clear_errors
 from stages.lineage.digests import TENSORS_HASH, digest_file
@@ -90,7 +91,7 @@ def run(
     }
     if evidence:
         read |= {"the reference": evidence.reference, "the report of the choice": evidence.choice}
-    check_outputs([path, path.with_suffix(".md"), out / HASHES, report], read)
+    check_new_files([path, path.with_suffix(".md"), out / HASHES, report], read)
     metadata = read_header(weights).metadata
     before = digest_file(weights)
     lineage = lineage_of(weights, metadata, before.tensors_sha256)
@@ -155,33 +156,6 @@ def run(
         },
     )
     print(f"Released {path}: {size / 1e9:.2f} GB, {len(used)} ingredients, {digests.auto_v2}")
-
-
-def check_outputs(outputs: Sequence[Path], read: Mapping[str, Path]) -> None:
-    """Refuse to write over what is read, or where no file can be, before the work.
-
-    Args:
-        outputs: the new files, none of which may be another.
-        read: files by what they are, for messages.
-
-    Raises:
-        ValueError, FileExistsError, NotADirectoryError: naming the file.
-    """
-    for number, out in enumerate(outputs):
-        if out.exists() and not out.is_file():
-            raise FileExistsError(f"{out}: is no file, and will not be replaced by one")
-        if not (folder := next(p for p in out.absolute().parents if p.exists())).is_dir():
-            raise NotADirectoryError(
-                f"{out}: {folder} is no folder, so the release cannot lie in it"
-            )
-        others = {**read, **{f"the new {other.name}": other for other in outputs[:number]}}
-        for what, path in others.items():
-            is_there = out.exists() and path.exists()
-            if out.samefile(path) if is_there else out.resolve() == path.resolve():
-                raise ValueError(
-                    f"{out}: is also {what}, which would be lost. Choose another --out, --report "
-                    "or release.name"
-                )
 
 
 def check_room(weights: Path, out: Path, copies: int) -> None:

@@ -9,6 +9,7 @@ from stages.diffusion.header import BITS, TensorEntry, header_bytes, tensor_byte
 from stages.diffusion.single_file import POSITION_IDS, TEXT_ENCODER, is_stable_diffusion
 from stages.diffusion.writing import Output, writing
 from stages.harness.files import scratch_of
+from stages.harness.new_file import check_new_files
 from stages.lineage.ancestry import Parent, made_from
 from stages.lineage.digests import TENSORS_HASH
 from stages.lineage.noise_schedule import MARKERS, outweigh
@@ -185,22 +186,22 @@ def _merged_together(
 
 
 def check_out(out: Path, inputs: Mapping[str, Path]) -> None:
-    """Refuse to write over a file that is read, over a device, below one, or as a pickle."""
+    """Refuse to write where no file can be, over a file that is read, or under a pickle's name."""
     if out.suffix != SUFFIX:
         raise ValueError(f"{out}: weights are written as *{SUFFIX}; other programs go by the name")
-    if out.exists() and not out.is_file():
-        raise ValueError(f"{out}: is no file, and will not be replaced by one")
-    if not (folder := next(p for p in out.absolute().parents if p.exists())).is_dir():
-        raise ValueError(f"{out}: {folder} is no folder, so no file can lie in it")
+    check_new_files([out], named_inputs(inputs))
     scratch = scratch_of(out)
     for name, path in inputs.items():
-        if out.exists() and out.samefile(path):
-            raise ValueError(f"{out}: is also the input {name!r}. Write to another file")
         if scratch.exists() and scratch.samefile(path):
             raise ValueError(
                 f"{path}: the input {name!r} has the name under which {out} is written until it "
                 "is whole. Rename the input, or write to another file"
             )
+
+
+def named_inputs(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """Say of each file what it is, for messages."""
+    return {f"the input {name!r}": path for name, path in inputs.items()}
 
 
 def plan_file(weights: Weights, sources: Mapping[str, Source], dtype: Dtype) -> Plan:

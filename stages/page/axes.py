@@ -1,5 +1,6 @@
 """The axes of a grid in the viewer: what its cells differ by, each setting on its own."""
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from stages.drawing.manifest import Entry, Manifest
@@ -49,9 +50,13 @@ def value_words(axis: str, value: Any) -> str:
             return str(value)
 
 
-def common_words(manifest: Manifest) -> str:
-    """Say the settings that all cells have in common; "" where the manifest knows none."""
-    axes, known = axes_of(manifest), manifest.settings
+def common_words(known: Mapping[str, Any], axes: Collection[str]) -> str:
+    """Say the settings that all cells have in common.
+
+    Args:
+        known: settings of the manifest; where it has none, the words are "".
+        axes: of the grid, by which its cells differ.
+    """
     words = {"sampler": known.get("sampler", "")}
     for axis, (before, after) in NUMBERED.items():
         number = known.get(axis.replace(" ", "_"))

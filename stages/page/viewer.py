@@ -89,7 +89,7 @@ def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:
         "name": name,
         "base": base,
         "axes": {axis: [value_words(axis, v) for v in values] for axis, values in axes.items()},
-        "common": common_words(manifest),
+        "common": common_words(manifest.settings, axes),
         "categories": [category[prompt] for prompt in axes["prompt"]],
         "cells": cells,
     }
