@@ -22,6 +22,7 @@ from stages.drawing.cell import COMFYUI, TORCH, Cell, drawing_version
 from stages.drawing.column import Column, plan_columns
 from stages.drawing.grid_params import GridParams
 from stages.drawing.manifest import MANIFEST, Manifest, publish, read_manifest
+from stages.harness.compiled import compiled_code
 from stages.harness.counted import counted
 from stages.harness.files import write_json
 from stages.harness.named import named_weights
@@ -60,6 +61,7 @@ def run(
     out = outs.cells
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
+    compiled_code()
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
     imports = Thread(target=_import_what_draws, args=[params.compile])
     is_slow = params.engine == TORCH and not all(map(hashes.knows, weights.values()))

@@ -32,6 +32,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from stages.harness.compiled import compiled_code
 from stages.harness.counted import counted
 from stages.harness.files import sha256_file, sha256_folder, sha256_json
 from stages.harness.params import load_params
@@ -164,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         processes = _processes_asked_for()
         if processes != 1 and "WORLD_SIZE" not in os.environ:
             _start_again_by_torchrun(processes, sys.argv[1:] if argv is None else argv)
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(work_dir("compiled").resolve()))
+        compiled_code()
         from stages.training.params import TrainParams
         from stages.training.ranks import joined
 

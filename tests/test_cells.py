@@ -249,8 +249,21 @@ def test_axes_multiply_and_say_by_what_a_cell_differs(tmp_path: Path) -> None:
 
 def test_search_and_replace_adds_what_a_prompt_then_says(tmp_path: Path) -> None:
     text = GRID.replace("replace: []", "replace: [[red, green], [apple, pear]]")
-    prompts = [prompt.text for prompt in grid_params(tmp_path, text).all_prompts()]
-    assert prompts == ["red apple", "green apple", "red pear", "blue, heart"]
+    prompts = grid_params(tmp_path, text).all_prompts()
+    assert [(prompt.text, prompt.written, prompt.replaced) for prompt in prompts] == [
+        ("red apple", "red apple", ""),
+        ("green apple", "red apple", "red → green"),
+        ("red pear", "red apple", "apple → pear"),
+        ("blue, heart", "blue, heart", ""),
+    ]
+
+
+def test_what_search_and_replace_would_say_twice_is_drawn_once_as_it_was_written(
+    tmp_path: Path,
+) -> None:
+    text = GRID.replace("replace: []", "replace: [[red apple, 'blue, heart']]")
+    prompts = grid_params(tmp_path, text).all_prompts()
+    assert [(p.text, p.replaced) for p in prompts] == [("red apple", ""), ("blue, heart", "")]
 
 
 def test_a_set_has_a_category_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:

@@ -558,8 +558,6 @@ def test_weights_of_half_precision_draw_nearly_the_same(zoo: Zoo, tmp_path: Path
 
 def test_code_is_compiled_once_for_a_size_whatever_the_model(zoo: Zoo, tmp_path: Path) -> None:
     """With the compiler's first half alone: the second takes a minute on a CPU."""
-    from torch._dynamo.utils import counters
-
     from stages.diffusion.render import Easel
     from stages.diffusion.sample import SamplingParams, draw
 
@@ -583,12 +581,33 @@ def test_code_is_compiled_once_for_a_size_whatever_the_model(zoo: Zoo, tmp_path:
 
     compiled, plain = new_easel(compiled=True), new_easel(compiled=False)
     first, second = sorted(zoo.run.iterdir())
-    counters.clear()
     assert abs(drawn(compiled, first, 32) - drawn(plain, first, 32)).max() <= 1
-    graphs = counters["stats"]["unique_graphs"]
-    assert graphs >= 2, "the UNet and the decoder"
+    codes = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.code")}
+    assert len(codes) == 2, "the UNet and the decoder"
     assert abs(drawn(compiled, second, 32) - drawn(plain, second, 32)).max() <= 1
-    assert counters["stats"]["unique_graphs"] == graphs
+    again = new_easel(compiled=True)  # as another process
+    assert abs(drawn(again, second, 32) - drawn(plain, second, 32)).max() <= 1
+    assert codes == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.code")}
+    drawn(again, second, 64)
+    assert len([*tmp_path.rglob("*.code")]) == 4
+
+
+def test_compiled_code_is_kept_in_the_scratch_not_where_torch_would_put_it(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    script = (
+        "from stages.harness.compiled import compiled_code\n"
+        "folder = compiled_code()\n"
+        "import torch._dynamo\n"
+        "from torch._inductor.runtime.cache_dir_utils import cache_dir\n"
+        "print(folder, cache_dir())"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "TORCHINDUCTOR_CACHE_DIR"}
+    environment["DVC_ROOT"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(tmp_path / ".work/compiled")] * 2
 
 
 def test_a_clip_skip_of_more_layers_than_there_are_is_a_cell_that_failed(

@@ -292,6 +292,23 @@ def test_another_grid_has_other_axes(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#count")).to_contain_text("24 pictures")
 
 
+def test_what_search_and_replace_made_of_a_prompt_stands_in_its_row(
+    page: Page, tmp_path: Path
+) -> None:
+    (tmp_path / "site").mkdir()
+    make_varied(tmp_path / "reports", replace=[("red", "blue"), ("apple", "pear")])
+    write_viewer(tmp_path / "site", tmp_path / "reports", ["varied"], [], "t")
+    go(page, tmp_path / "site", "#grid=varied&x=replaced&y=prompt&model=epoch_002&seed=seed+1")
+    assert "Replaced" in page.locator("#x option").all_text_contents()
+    assert page.locator(".head").all_text_contents() == ["as written", "red → blue", "apple → pear"]
+    labels = page.get_by_role("rowheader").all_inner_texts()
+    assert [label.split("\n")[0] for label in labels] == ["cat", "red apple"]
+    expect(page.locator("#count")).to_have_text("4 pictures, 2 rows, 3 columns")
+    hole = "red → blue, cat, epoch_002, seed 1: not drawn"
+    expect(page.get_by_role("gridcell", name=hole)).to_be_visible()
+    assert alt(page, 1, 1) == "red → blue, red apple, epoch_002, seed 1"
+
+
 def test_a_long_name_above_a_column_is_shown_to_its_end(page: Page, site: Path) -> None:
     go(page, site, "#grid=final&x=prompt&y=model")
     names = "spans => spans.map(s => [s.textContent, s.scrollHeight - s.clientHeight])"

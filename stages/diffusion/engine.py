@@ -18,7 +18,7 @@ from stages.drawing.cache import CellCache
 from stages.drawing.cell import NOISE_SCHEDULE, ZERO_TERMINAL_SNR, Cell
 from stages.drawing.collector import Collector
 from stages.drawing.column import Column
-from stages.harness.scratch import work_dir
+from stages.harness.compiled import compiled_code
 
 Easels = dict[tuple[object, ...], Easel]  # by dtype and the like
 Draw = Callable[[list[Cell]], list[Image.Image]]  # a full batch of one size and setting
@@ -154,7 +154,7 @@ def open_model(weights: Path, config: Path, easels: Easels) -> Draw:
                 cell.dtype,
                 compiled=cell.compile,
                 tile_px=cell.vae_tile_px,
-                cache=work_dir("compiled"),
+                cache=compiled_code(),
             )
         if kind in refused:
             raise refused[kind]

@@ -1,6 +1,5 @@
 """A model made ready to draw, on the best device there is."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,10 +7,10 @@ import torch
 
 from stages.diffusion.device_kind import device_kind
 from stages.diffusion.model import Models, load_models
+from stages.diffusion.stored_code import StoredCode
 from stages.diffusion.torch_settings import keep_code_of_all_sizes
 
 COMPILER = "inductor"
-COMPILER_CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for the variable
 
 
 def open_models(weights: Path, config: Path, dtype: str) -> Models:
@@ -52,15 +51,14 @@ class Easel:
             compiled: whether torch.compile makes the UNet and the decoder faster. It takes
                 minutes for each size of picture, once for a machine.
             tile_px: side of the tiles in which pictures are decoded; 0 decodes them whole.
-            cache: where compiled code is kept.
+            cache: where compiled code is stored.
             backend, options: of torch.compile.
         """
-        self.backend, self.options = backend, dict(options or {})
+        self.backend, self.options, self.cache = backend, dict(options or {}), cache
         self.config, self.dtype, self.compiled, self.tile_px = config, dtype, compiled, tile_px
         self._models: Models | None = None
         if compiled:
             keep_code_of_all_sizes()
-            os.environ.setdefault(COMPILER_CACHE, str(cache.absolute()))
 
     def put(self, weights: Path) -> Models:
         """Load a model in the place of the last one.
@@ -87,5 +85,10 @@ class Easel:
             models.vae.tile_sample_min_size = self.tile_px
             models.vae.tile_latent_min_size = self.tile_px // factor
         if self.compiled:
-            for part in (models.unet, models.vae.decoder):
-                part.compile(dynamic=False, backend=self.backend, options=self.options)
+            for part, config in (
+                (models.unet, models.unet.config),
+                (models.vae.decoder, models.vae.config),
+            ):
+                part.forward = StoredCode(
+                    part, config, self.cache / "stored", self.backend, self.options
+                )

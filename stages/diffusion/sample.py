@@ -133,9 +133,12 @@ def draw(
     def ask(latents: Tensor, timestep: Tensor) -> Tensor:
         inputs = latents.to(dtype)
         if not guided:
-            answer: Tensor = models.unet(inputs, timestep, encoder_hidden_states).sample
+            answer: Tensor = models.unet(
+                inputs, timestep, encoder_hidden_states, return_dict=False
+            )[0]
             return answer
-        both = models.unet(torch.cat([inputs, inputs]), timestep, encoder_hidden_states).sample
+        twice = torch.cat([inputs, inputs])
+        (both,) = models.unet(twice, timestep, encoder_hidden_states, return_dict=False)
         without, with_prompt = both.float().chunk(2)
         guided_answer: Tensor = without + params.guidance * (with_prompt - without)
         return guided_answer

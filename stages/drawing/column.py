@@ -27,10 +27,11 @@ class Column:
             failures: by address, why a cell could not be drawn.
             params: the section `grid`.
         """
-        categories = {(p.text, p.negative): p.category for p in params.all_prompts()}
+        prompts = {(prompt.text, prompt.negative): prompt for prompt in params.all_prompts()}
         for number, cell in enumerate(self.cells, start=1):
             address = cell.address
             failed = failures.get(address)
+            prompt = prompts[cell.prompt, cell.negative_prompt]
             yield Entry(
                 model=self.name,
                 prompt=cell.prompt,
@@ -41,8 +42,10 @@ class Column:
                 file=None if failed else entry_name(self.name, number),
                 failed=failed,
                 negative_prompt=cell.negative_prompt,
-                category=categories[cell.prompt, cell.negative_prompt],
+                category=prompt.category,
                 setting=params.label(cell),
+                written=prompt.written,
+                replaced=prompt.replaced,
             )
 
 

@@ -59,6 +59,8 @@ class Prompt:
     text: str
     negative: str
     category: str
+    written: str  # the text before search and replace
+    replaced: str = ""  # what those did to it, in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +160,24 @@ class GridParams(Params):
     def _written_prompts(self) -> Iterator[Prompt]:
         for entry in self.prompts:
             if isinstance(entry, str):
-                yield Prompt(entry, self.negative_prompt, "")
+                yield Prompt(entry, self.negative_prompt, "", entry)
             else:
                 for text in entry.prompts:
-                    yield Prompt(text, entry.negative_prompt, entry.category)
+                    yield Prompt(text, entry.negative_prompt, entry.category, text)
 
     def all_prompts(self) -> list[Prompt]:
-        """List the prompts, each followed by what search and replace make of it."""
+        """List the prompts, each followed by what search and replace make of it, none twice."""
+        written = {(prompt.text, prompt.negative) for prompt in self._written_prompts()}
         prompts: dict[tuple[str, str], Prompt] = {}
         for prompt in self._written_prompts():
-            for search, replacement in [("", ""), *self.axes.replace]:
-                text = prompt.text.replace(search, replacement) if search else prompt.text
-                variant = dataclasses.replace(prompt, text=text)
-                prompts.setdefault((variant.text, variant.negative), variant)
+            prompts[prompt.text, prompt.negative] = prompt
+            for search, replacement in self.axes.replace:
+                text = prompt.text.replace(search, replacement)
+                variant = dataclasses.replace(
+                    prompt, text=text, replaced=f"{search} → {replacement}"
+                )
+                if (text, prompt.negative) not in written:
+                    prompts.setdefault((text, prompt.negative), variant)
         return list(prompts.values())
 
     def settings(self) -> list[Setting]:

@@ -29,6 +29,8 @@ class Entry:
     negative_prompt: str = ""
     category: str = ""  # of the prompt
     setting: str = ""  # what else varies within the grid, in words
+    written: str = ""  # the prompt before search and replace; "" in grids that do not tell it
+    replaced: str = ""  # what those did to it, in words
 
     @property
     def place(self) -> tuple[str, str, int, int, int, str]:

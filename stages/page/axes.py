@@ -1,11 +1,14 @@
-"""The axes of a grid in the viewer: what its cells differ by, each setting on its own."""
+"""The axes of a grid in the viewer: what its cells differ by, each setting on its own.
+
+What search and replace made of a prompt stands in the prompt's own row, on an axis of its own.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from stages.drawing.manifest import Entry, Manifest
 
-ALWAYS = ("model", "prompt", "seed", "size")  # the settings are axes only where they vary
+ALWAYS = ("model", "prompt", "seed", "size")  # others are axes only where they vary
 # What stands before and behind a setting's number, as `GridParams.label` words it; the part of a
 # cell's setting that has none of these forms names the sampler.
 NUMBERED = {"steps": ("", " steps"), "guidance": ("guidance ", ""), "clip skip": ("clip skip ", "")}
@@ -15,7 +18,8 @@ def place_of(entry: Entry) -> dict[str, Any]:
     """Give a cell's value on every axis that its grid may have."""
     return {
         "model": entry.model,
-        "prompt": (entry.prompt, entry.negative_prompt),
+        "prompt": (entry.written or entry.prompt, entry.negative_prompt),
+        "replaced": entry.replaced,
         "seed": entry.seed,
         "size": (entry.width, entry.height),
         **{_axis_of(part): part for part in entry.setting.split(", ") if part},
@@ -41,6 +45,8 @@ def value_words(axis: str, value: Any) -> str:
         case "prompt":
             text, negative = value
             return f"{text} (not: {negative})" if negative else str(text)
+        case "replaced":
+            return str(value) or "as written"
         case "seed":
             return f"seed {value}"
         case "size":

@@ -1,0 +1,131 @@
+"""A network's compiled code, stored so that later processes need not trace the network again.
+
+The compiler's own cache spares them the compiling, but not the tracing that comes first: for a
+grid of a few hundred pictures, a quarter of the time until the first is drawn.
+"""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stages.harness.files import replacing, sha256_json
+
+Code = Callable[..., Any]  # takes the network, and what its `forward` takes
+
+GUARDS = "guard_filter_fn"  # the compiler's option that tells which of its checks are kept
+
+
+class StoredCode:
+    """Calls a network by code that was compiled for just such inputs; takes its `forward`'s place.
+
+    The code holds no weights, so that others may take their place in the network. It has no checks
+    either: whether it fits is told by its file's name, a hash of all that it was made for.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: Mapping[str, Any],
+        folder: Path,
+        backend: str,
+        options: Mapping[str, Any],
+    ) -> None:
+        """Remember what is called.
+
+        Args:
+            network: in evaluation mode, and called in inference mode only.
+            config: with the network's class, all that decides what it does.
+            folder: holds the code that processes on this machine have stored.
+            backend, options: of torch.compile.
+        """
+        self.network, self.config, self.folder = network, dict(config), folder
+        self.backend = backend
+        self.options: dict[str, Any] = dict(options)
+        self.forward: Code = type(network).forward
+        # If that is decorated, it holds the function that it decorates, which cannot be stored.
+        self.held = dict(inspect.getclosurevars(self.forward).nonlocals)
+        self._codes: dict[str, Code] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Answer as the network would; the first time, read its code or compile it in minutes."""
+        key = self._key(args, kwargs)
+        if key not in self._codes:
+            self._codes[key] = self._read(key) or self._compiled(key, args, kwargs)
+        return self._codes[key](self.network, *args, **kwargs)
+
+    def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+        weight = next(self.network.parameters())
+        is_gpu = weight.device.type == "cuda"
+        return sha256_json(
+            {
+                "network": [type(self.network).__qualname__, self.config],
+                "weights": _layout(weight),
+                "inputs": [[_layout(value) for value in args], sorted(kwargs)],
+                "named_inputs": [_layout(kwargs[name]) for name in sorted(kwargs)],
+                "compiler": [self.backend, self.options],
+                "versions": [version(name) for name in ("torch", "diffusers")],
+                "gpu": torch.cuda.get_device_name(weight.device) if is_gpu else None,
+            }
+        )
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.code"
+
+    def _read(self, key: str) -> Code | None:
+        """Give the code that an earlier process stored, if there is any."""
+        path = self._file(key)
+        if not path.is_file():
+            return None
+        import torch._inductor.config as compiler
+
+        try:
+            with compiler.patch(
+                compile_threads=1
+            ):  # all is compiled: its workers start for nothing
+                return torch.compiler.load_compiled_function(
+                    io.BytesIO(path.read_bytes()), external_data=self.held
+                )
+        except Exception as error:  # noqa: BLE001 # unpickling raises whatever a damaged file asks for
+            print(f"{path}: compiled code that cannot be read, made anew ({error})", flush=True)
+            return None
+
+    def _compiled(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Code:
+        """Compile for such inputs, and store the code."""
+        torch._dynamo.config.enable_aot_compile = True  # torch 2.11 has it switched off
+        options: dict[str, Any] = {**self.options, GUARDS: _no_checks}
+        try:
+            traced: Any = torch.compile(
+                self.forward, fullgraph=True, dynamic=False, backend=self.backend, options=options
+            )
+            code = traced.aot_compile(((self.network, *args), kwargs))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self._file(key)) as scratch:
+                code.save_compiled_function(str(scratch), self.held)
+        except Exception as error:  # noqa: BLE001 # torch calls this an experiment; it must cost no picture
+            why = (str(error).strip() or repr(error)).splitlines()[0]
+            print(
+                f"{type(self.network).__name__}: its compiled code cannot be stored ({why}); "
+                "every process will trace it again",
+                flush=True,
+            )
+            code = torch.compile(
+                self.forward, dynamic=False, backend=self.backend, options=self.options
+            )
+        return code  # type: ignore[no-any-return]
+
+
+def _no_checks(guards: list[Any]) -> list[bool]:
+    return [False for _ in guards]
+
+
+def _layout(value: Any) -> Any:
+    """Tell all of an input that code depends on."""
+    if isinstance(value, Tensor):
+        return [str(value.dtype), str(value.device), list(value.shape), list(value.stride())]
+    return repr(value)

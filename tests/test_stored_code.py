@@ -1,0 +1,163 @@
+"""Compiled code is stored, and a later process answers by it without tracing anything.
+
+With the real compiler and a network of two layers, which takes seconds where a UNet takes minutes.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from stages.diffusion.stored_code import StoredCode
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own
+
+CONFIG = {"width": 8}
+
+
+def scaled(forward: Callable[[Any, Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Decorate a `forward`, as diffusers does a UNet's."""
+
+    @wraps(forward)
+    def with_scale(self: nn.Module, x: Tensor, *, scale: float = 1.0) -> Tensor:
+        return forward(self, x) * scale
+
+    return with_scale
+
+
+class Small(nn.Module):
+    """A network of two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 8))
+
+    @scaled
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.layers(x)
+        return answer
+
+
+class Halting(Small):
+    """One whose trace breaks off in the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        torch._dynamo.graph_break()
+        answer: Tensor = self.layers(x)
+        return answer
+
+
+def stored(folder: Path, config: dict[str, int] | None = None) -> tuple[nn.Module, StoredCode]:
+    """Give a new network, as a process has that knows of no compiled code."""
+    torch._dynamo.reset()
+    counters.clear()
+    network = Small().eval().requires_grad_(False)
+    return network, StoredCode(network, config or CONFIG, folder, "inductor", {})
+
+
+def was_traced() -> bool:
+    return bool(counters["stats"]["unique_graphs"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with the code for one row of eight, and keep the compiler's own cache there."""
+    folder = tmp_path_factory.mktemp("stored")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
+    network, code = stored(folder / "code")
+    with torch.inference_mode():
+        assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    assert was_traced()
+    assert len(list((folder / "code").iterdir())) == 1
+    return folder / "code"
+
+
+@torch.inference_mode()
+def test_code_that_is_stored_answers_without_being_traced_and_by_other_weights(
+    folder: Path,
+) -> None:
+    network, code = stored(folder)
+    for weight in network.parameters():
+        weight.mul_(2)
+    assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    next(network.parameters()).zero_()
+    assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    assert not was_traced()
+
+
+def test_another_process_answers_by_stored_code_to_the_last_bit(folder: Path) -> None:
+    script = (
+        "import torch\n"
+        "from pathlib import Path\n"
+        "from tests.test_stored_code import stored, was_traced\n"
+        f"_, code = stored(Path({str(folder)!r}))\n"
+        "with torch.inference_mode():\n"
+        "    print(code(torch.ones(1, 8)).numpy().tobytes().hex(), was_traced())\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.inference_mode():
+        here = stored(folder)[1](torch.ones(1, 8)).numpy().tobytes().hex()
+    assert done.stdout.split() == [here, "False"]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("x", "named", "config"),
+    [
+        (torch.ones(2, 8), {}, CONFIG),
+        (torch.ones(8, 1).T, {}, CONFIG),  # the same shape, other strides
+        (torch.ones(1, 8), {"scale": 3.0}, CONFIG),
+        (torch.ones(1, 8), {}, {"width": 9}),
+    ],
+    ids=["shape", "strides", "named input", "config"],
+)
+def test_what_code_was_not_made_for_gets_code_of_its_own(
+    folder: Path, x: Tensor, named: dict[str, float], config: dict[str, int]
+) -> None:
+    before = set(folder.iterdir())
+    network, code = stored(folder, config)
+    assert torch.allclose(code(x, **named), network(x, **named))
+    assert was_traced()
+    assert len(set(folder.iterdir()) - before) == 1
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_stored_code_that_is_damaged_is_said_and_made_anew(
+    folder: Path, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = next(path for path in folder.iterdir() if path.read_bytes())
+    content = whole.read_bytes()
+    damaged = {"cut": content[: len(content) // 2], "flipped": content[:9], "empty": b""}[damage]
+    for path in folder.iterdir():
+        (tmp_path / path.name).write_bytes(damaged)
+    network, code = stored(tmp_path)
+    assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    assert "cannot be read, made anew" in capsys.readouterr().out
+    network, code = stored(tmp_path)
+    code(torch.ones(1, 8))
+    assert not was_traced()
+
+
+@torch.inference_mode()
+def test_code_that_cannot_be_stored_is_said_and_answers_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network = Halting().eval()
+    code = StoredCode(network, CONFIG, tmp_path, "eager", {})
+    assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    said = capsys.readouterr().out
+    assert said.startswith("Halting: its compiled code cannot be stored (")
+    assert said.count("\n") == 1
+    assert not any(tmp_path.iterdir())
