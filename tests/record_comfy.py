@@ -40,7 +40,7 @@ CELL = Cell(
 )  # fmt: skip
 TIMEOUT_S = 540.0
 LONG = 500  # steps of the picture that is interrupted
-PREVIEW_HEAD = 8  # bytes of a binary message: its kind, and the format of the picture
+HEAD_BYTES = 8  # of a picture: its format, and in a binary message its kind before that
 FOLDER = re.compile(r"(?:/[^\s/\"']+)+/(?=models/checkpoints/)")
 TRACEBACK = re.compile(r'"traceback": \[(?:"(?:[^"\\]|\\.)*"(?:, )?)*\]')
 
@@ -124,8 +124,7 @@ class Recorder:
                         self.steps.set()
                     await ours.send_str(message.data)
                 elif message.type is WSMsgType.BINARY:
-                    head = base64.b64encode(message.data[:PREVIEW_HEAD]).decode()
-                    self.note(binary=head, bytes=len(message.data))
+                    self.note(**_head(message.data))
                     await ours.send_bytes(message.data)
             await waiting
         return ours
@@ -141,7 +140,11 @@ class Recorder:
 def _told(content: bytes, kind: str) -> dict[str, Any]:
     if kind == "application/json":
         return {"answer": json.loads(content)}
-    return {"base64": base64.b64encode(content).decode()}
+    return _head(content)
+
+
+def _head(picture: bytes) -> dict[str, Any]:
+    return {"binary": base64.b64encode(picture[:HEAD_BYTES]).decode(), "bytes": len(picture)}
 
 
 async def record(recorder: Recorder, checkpoint: str, broken: str, workflow: Workflow) -> None:
