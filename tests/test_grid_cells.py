@@ -315,7 +315,7 @@ def test_weights_that_draw_nothing_end_in_one_message_and_are_read_once(
 ) -> None:
     from safetensors.torch import load_file, save_file
 
-    from stages.diffusion.render import Easel
+    from stages.diffusion.easel import Easel
 
     weights = load_file(zoo.run / "epoch_002.safetensors")
     first = "model.diffusion_model.input_blocks.0.0.weight"
@@ -522,7 +522,7 @@ def pixels(path: Path) -> "np.ndarray[Any, np.dtype[np.int64]]":
 def test_a_model_put_in_the_place_of_another_draws_as_if_it_were_alone(
     zoo: Zoo, tmp_path: Path
 ) -> None:
-    from stages.diffusion.render import Easel
+    from stages.diffusion.easel import Easel
     from stages.diffusion.sample import SamplingParams, draw
 
     files = sorted(zoo.run.iterdir())
@@ -558,7 +558,7 @@ def test_weights_of_half_precision_draw_nearly_the_same(zoo: Zoo, tmp_path: Path
 
 def test_code_is_compiled_once_for_a_size_whatever_the_model(zoo: Zoo, tmp_path: Path) -> None:
     """With the compiler's first half alone: the second takes a minute on a CPU."""
-    from stages.diffusion.render import Easel
+    from stages.diffusion.easel import Easel
     from stages.diffusion.sample import SamplingParams, draw
 
     sampling = SamplingParams(sampler="euler", steps=2, guidance=3.0, negative_prompt="")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from stages.diffusion.easel import Easel
 from stages.diffusion.model import load_models, save_single_file
-from stages.diffusion.render import Easel
 from stages.diffusion.samplers import SAMPLERS, NoiseLevels, levels_of, planned, sampled
 from stages.harness.files import sha256_json
 from stages.lineage.ancestry import Parent, made_from

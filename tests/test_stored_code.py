@@ -161,3 +161,16 @@ def test_code_that_cannot_be_stored_is_said_and_answers_all_the_same(
     assert said.startswith("Halting: its compiled code cannot be stored (")
     assert said.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+@torch.inference_mode()
+def test_where_nothing_can_be_written_compiled_code_answers_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    network, code = stored(tmp_path / "file")
+    assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
+    traces = counters["stats"]["unique_graphs"]
+    code(torch.ones(1, 8))
+    assert counters["stats"]["unique_graphs"] == traces == 1, "compiled once"
+    assert "Small: its compiled code cannot be stored (" in capsys.readouterr().out

@@ -304,6 +304,7 @@ def test_what_search_and_replace_made_of_a_prompt_stands_in_its_row(
     labels = page.get_by_role("rowheader").all_inner_texts()
     assert [label.split("\n")[0] for label in labels] == ["cat", "red apple"]
     expect(page.locator("#count")).to_have_text("4 pictures, 2 rows, 3 columns")
+    expect(cell(page, 0, 1)).to_have_text("not drawn")
     hole = "red → blue, cat, epoch_002, seed 1: not drawn"
     expect(page.get_by_role("gridcell", name=hole)).to_be_visible()
     assert alt(page, 1, 1) == "red → blue, red apple, epoch_002, seed 1"

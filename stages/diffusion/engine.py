@@ -10,8 +10,8 @@ from PIL import Image
 
 from stages.diffusion.capacity import Capacity
 from stages.diffusion.crew import Crew
+from stages.diffusion.easel import Easel
 from stages.diffusion.model import Models
-from stages.diffusion.render import Easel
 from stages.diffusion.sample import BrokenPicturesError, SamplingParams, draw
 from stages.diffusion.samplers import levels_of
 from stages.drawing.cache import CellCache

@@ -6,6 +6,7 @@ grid of a few hundred pictures, a quarter of the time until the first is drawn.
 
 import inspect
 import io
+import platform
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from stages.harness.files import replacing, sha256_json
 
 Code = Callable[..., Any]  # takes the network, and what its `forward` takes
 
+LIBRARIES = ("torch", "diffusers")  # whose code is compiled, and who compiles
 GUARDS = "guard_filter_fn"  # the compiler's option that tells which of its checks are kept
 
 
@@ -44,12 +46,20 @@ class StoredCode:
             folder: holds the code that processes on this machine have stored.
             backend, options: of torch.compile.
         """
-        self.network, self.config, self.folder = network, dict(config), folder
+        self.network, self.folder = network, folder
         self.backend = backend
         self.options: dict[str, Any] = dict(options)
         self.forward: Code = type(network).forward
         # If that is decorated, it holds the function that it decorates, which cannot be stored.
         self.held = dict(inspect.getclosurevars(self.forward).nonlocals)
+        weight = next(network.parameters())
+        self._made_for = {
+            "network": [type(network).__qualname__, dict(config)],
+            "weights": _layout(weight),
+            "compiler": [backend, self.options],
+            "versions": [platform.python_version(), *map(version, LIBRARIES)],
+            "machine": _processor(weight.device),
+        }
         self._codes: dict[str, Code] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -60,19 +70,9 @@ class StoredCode:
         return self._codes[key](self.network, *args, **kwargs)
 
     def _key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        weight = next(self.network.parameters())
-        is_gpu = weight.device.type == "cuda"
-        return sha256_json(
-            {
-                "network": [type(self.network).__qualname__, self.config],
-                "weights": _layout(weight),
-                "inputs": [[_layout(value) for value in args], sorted(kwargs)],
-                "named_inputs": [_layout(kwargs[name]) for name in sorted(kwargs)],
-                "compiler": [self.backend, self.options],
-                "versions": [version(name) for name in ("torch", "diffusers")],
-                "gpu": torch.cuda.get_device_name(weight.device) if is_gpu else None,
-            }
-        )
+        inputs = [_layout(value) for value in args]
+        named = {name: _layout(value) for name, value in kwargs.items()}
+        return sha256_json({**self._made_for, "inputs": inputs, "named_inputs": named})
 
     def _file(self, key: str) -> Path:
         return self.folder / f"{key}.code"
@@ -85,9 +85,8 @@ class StoredCode:
         import torch._inductor.config as compiler
 
         try:
-            with compiler.patch(
-                compile_threads=1
-            ):  # all is compiled: its workers start for nothing
+            # All is compiled: the compiler's workers would start for nothing.
+            with compiler.patch(compile_threads=1):
                 return torch.compiler.load_compiled_function(
                     io.BytesIO(path.read_bytes()), external_data=self.held
                 )
@@ -98,26 +97,35 @@ class StoredCode:
     def _compiled(self, key: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Code:
         """Compile for such inputs, and store the code."""
         torch._dynamo.config.enable_aot_compile = True  # torch 2.11 has it switched off
-        options: dict[str, Any] = {**self.options, GUARDS: _no_checks}
+        options = {**self.options, GUARDS: _no_checks}
         try:
             traced: Any = torch.compile(
                 self.forward, fullgraph=True, dynamic=False, backend=self.backend, options=options
             )
-            code = traced.aot_compile(((self.network, *args), kwargs))
+            code: Any = traced.aot_compile(((self.network, *args), kwargs))
+        except torch.OutOfMemoryError:
+            raise  # fewer pictures at once may do
+        except Exception as error:  # noqa: BLE001 # torch calls this an experiment; it must cost no picture
+            self._say_not_stored(error)
+            plain: Code = torch.compile(
+                self.forward, dynamic=False, backend=self.backend, options=self.options
+            )
+            return plain
+        try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self._file(key)) as scratch:
                 code.save_compiled_function(str(scratch), self.held)
-        except Exception as error:  # noqa: BLE001 # torch calls this an experiment; it must cost no picture
-            why = (str(error).strip() or repr(error)).splitlines()[0]
-            print(
-                f"{type(self.network).__name__}: its compiled code cannot be stored ({why}); "
-                "every process will trace it again",
-                flush=True,
-            )
-            code = torch.compile(
-                self.forward, dynamic=False, backend=self.backend, options=self.options
-            )
+        except Exception as error:  # noqa: BLE001 # a full disk, or what pickling raises
+            self._say_not_stored(error)
         return code  # type: ignore[no-any-return]
+
+    def _say_not_stored(self, error: Exception) -> None:
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        print(
+            f"{type(self.network).__name__}: its compiled code cannot be stored ({why}); every "
+            "process will trace it again",
+            flush=True,
+        )
 
 
 def _no_checks(guards: list[Any]) -> list[bool]:
@@ -129,3 +137,10 @@ def _layout(value: Any) -> Any:
     if isinstance(value, Tensor):
         return [str(value.dtype), str(value.device), list(value.shape), list(value.stride())]
     return repr(value)
+
+
+def _processor(device: torch.device) -> str:
+    """Name the kind of processor that code is compiled for."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability()

@@ -145,7 +145,7 @@ def _coverage_of_means(prompts: int, runs: int) -> float:
 
 def mini(folder: Path) -> str:
     """Draw with the shipped mini model, as the mini profile does."""
-    from stages.diffusion.render import Easel
+    from stages.diffusion.easel import Easel
     from stages.diffusion.sample import SamplingParams, draw
 
     base = ROOT / "models/base"

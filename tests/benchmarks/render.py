@@ -35,8 +35,8 @@ import numpy as np
 import torch
 import yaml
 
+from stages.diffusion.easel import Easel
 from stages.diffusion.model import Models, save_single_file
-from stages.diffusion.render import Easel
 from stages.diffusion.sample import SamplingParams, draw
 from tests.tiny_sd import MODEL_INDEX, SCHEDULER, tiny_vocabulary, write_json
 

@@ -271,7 +271,7 @@ function picture(cell, text) {
     load(image, grid.base + fileOf(cell).split("/").map(encodeURIComponent).join("/"));
     return image;
   }
-  const element = make("div", cell ? "failed" : "", cell ? "failed: " + failureOf(cell) : "");
+  const element = make("div", cell ? "failed" : "missing", cell ? "failed: " + failureOf(cell) : "not drawn");
   element.setAttribute("aria-label", text);
   return element;
 }
