@@ -6,11 +6,11 @@ pictures at most: the one being drawn and the one before it, which is written me
 
 import argparse
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from stages.comfy.workflow import read_workflow
@@ -63,13 +63,14 @@ def run(
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
     compiled_code()
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
-    imports = Thread(target=_import_what_draws, args=[params.compile])
-    is_slow = params.engine == TORCH and not all(map(hashes.knows, weights.values()))
-    if is_slow:
-        imports.start()  # while files are read
-    columns = plan_columns(weights, config, params, hashes, _what_draws(params, out))
-    if is_slow:
-        imports.join()  # diffusers must not be imported twice at once
+    with ThreadPoolExecutor(1) as beside:  # ends before anything else imports diffusers
+        if params.engine == TORCH and not all(map(hashes.knows, weights.values())):
+            imports = beside.submit(_import_what_draws, params.compile)
+        else:
+            imports = None
+        columns = plan_columns(weights, config, params, hashes, _what_draws(params, out))
+    if imports:
+        imports.result()
     cache = CellCache(work_dir("cells"))
     with crew() as ours, _held_once(work_dir("grid") / group, ours):
         if ours.rank == 0:
@@ -83,6 +84,8 @@ def run(
         if ours.rank == 0:
             _publish(group, columns, failures, cache, out, params)
             write_json(outs.report, _counts(columns, failures))
+            if failures:
+                print(f"grid {group}: {counted(len(failures), 'cell')} failed, see {outs.report}")
             if outs.drawn:
                 write_json(outs.drawn, _work_done(columns, missing, failures))
 

@@ -69,7 +69,7 @@ def run(
             {
                 "scores": as_metrics(means),
                 "confidence": params.confidence,
-                "prompts": len({e.prompt for e in manifest.entries}),  # that are resampled
+                "prompts": len({e.as_written for e in manifest.entries}),  # that are resampled
             },
         )
 

@@ -92,7 +92,12 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help=f"where the voters' files lie (default: {VOTES})",
     )
     parser.add_argument(
-        "--port", type=int, default=8765, help="on 127.0.0.1; 0 takes any (default: 8765)"
+        "--port",
+        type=int,
+        choices=range(65_536),
+        default=8765,
+        metavar="NUMBER",
+        help="on 127.0.0.1; 0 takes any (default: 8765)",
     )
     return parser.parse_args(argv)
 

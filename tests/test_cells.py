@@ -258,12 +258,20 @@ def test_search_and_replace_adds_what_a_prompt_then_says(tmp_path: Path) -> None
     ]
 
 
-def test_what_search_and_replace_would_say_twice_is_drawn_once_as_it_was_written(
-    tmp_path: Path,
+@pytest.mark.parametrize(
+    ("replace", "made"),
+    [
+        ("[[red apple, 'blue, heart']]", "'blue, heart' of 'red apple'"),
+        ("[[red, red]]", "'red apple' of 'red apple'"),
+        ("[[red, green], [red, green]]", "'green apple' of 'red apple'"),
+    ],
+)
+def test_search_and_replace_that_would_draw_a_prompt_twice_is_refused(
+    tmp_path: Path, replace: str, made: str
 ) -> None:
-    text = GRID.replace("replace: []", "replace: [[red apple, 'blue, heart']]")
-    prompts = grid_params(tmp_path, text).all_prompts()
-    assert [(p.text, p.replaced) for p in prompts] == [("red apple", ""), ("blue, heart", "")]
+    text = GRID.replace("replace: []", f"replace: {replace}")
+    with pytest.raises(ValueError, match=f"makes {made}, which is drawn anyway; leave one"):
+        grid_params(tmp_path, text)
 
 
 def test_a_set_has_a_category_and_a_negative_prompt_of_its_own(tmp_path: Path) -> None:

@@ -429,7 +429,9 @@ def test_every_axis_draws_other_pictures_and_the_sheet_and_scores_tell_them_apar
     assert sheet.rows[0].label == ("seed 1", "euler", "guidance 3", "clip skip 1")
     outs = grid_score.ScoreOuts(tmp_path / "s.csv")
     grid_score.run(tmp_path / "out", make_tiny_clip(tmp_path / "clip"), outs, SCORE_PARAMS)
-    assert len({(s.prompt, s.variant) for s in read_scores(tmp_path / "s.csv")}) == 3 * 2**3
+    scores = read_scores(tmp_path / "s.csv")
+    assert len({(s.prompt, s.variant) for s in scores}) == 3 * 2**3
+    assert {s.prompt for s in scores} == set(PARAMS.prompts), "resampled with their variants"
 
 
 def test_a_set_s_negative_prompt_is_what_its_cells_are_drawn_with(zoo: Zoo, tmp_path: Path) -> None:

@@ -98,13 +98,17 @@ def test_weights_pictures_tables_and_pages_are_no_pickles(tmp_path: Path) -> Non
 
 
 def test_no_code_of_ours_can_read_a_pickle() -> None:
-    """None imports a library for it, calls `torch.load`, or lets numpy."""
+    """None imports a library for it, calls `torch.load`, or lets numpy.
+
+    But compiled code, which torch wrote and nobody pulls: one module reads it from the scratch.
+    """
     found = []
     for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "models/base").glob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if reads_pickles(node):
                 found.append(f"{path.relative_to(ROOT)}:{node.lineno}")  # type: ignore[attr-defined]
-    assert not found
+    (compiled,) = found
+    assert compiled.startswith("stages/diffusion/stored_code.py:")
 
 
 def reads_pickles(node: ast.AST) -> bool:
@@ -114,7 +118,8 @@ def reads_pickles(node: ast.AST) -> bool:
         return bool(names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"})
     if isinstance(node, ast.Attribute):
         owner = node.value.id if isinstance(node.value, ast.Name) else ""
-        return (owner, node.attr) == ("torch", "load") or node.attr == "read_pickle"
+        unpickles = {"read_pickle", "load_compiled_function"}
+        return (owner, node.attr) == ("torch", "load") or node.attr in unpickles
     return isinstance(node, ast.keyword) and node.arg == "allow_pickle"
 
 

@@ -3,6 +3,7 @@
 With the real compiler and a network of two layers, which takes seconds where a UNet takes minutes.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
+from stages.diffusion.model import save_single_file
 from stages.diffusion.stored_code import StoredCode
+from tests.imports import ROOT
+from tests.tiny_sd import make_tiny_sd
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")  # torch's own
 
@@ -70,15 +74,14 @@ def was_traced() -> bool:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder with the code for one row of eight, and keep the compiler's own cache there."""
+    """Give a folder with the code for one row of eight."""
     folder = tmp_path_factory.mktemp("stored")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder / "inductor"))
-    network, code = stored(folder / "code")
+    network, code = stored(folder)
     with torch.inference_mode():
         assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
     assert was_traced()
-    assert len(list((folder / "code").iterdir())) == 1
-    return folder / "code"
+    assert len(list(folder.iterdir())) == 1
+    return folder
 
 
 @torch.inference_mode()
@@ -132,22 +135,90 @@ def test_what_code_was_not_made_for_gets_code_of_its_own(
     assert len(set(folder.iterdir()) - before) == 1
 
 
+def flip(content: bytes) -> bytes:
+    """Change one bit, of the machine's code or the text it was made of."""
+    changed = bytearray(content)
+    changed[content.index(b"float")] ^= 1
+    return bytes(changed)
+
+
 @torch.inference_mode()
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda content: content[: len(content) // 2], lambda _: b"", flip],
+    ids=["cut", "empty", "flipped"],
+)
 def test_stored_code_that_is_damaged_is_said_and_made_anew(
-    folder: Path, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    damage: Callable[[bytes], bytes],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole = next(path for path in folder.iterdir() if path.read_bytes())
-    content = whole.read_bytes()
-    damaged = {"cut": content[: len(content) // 2], "flipped": content[:9], "empty": b""}[damage]
+    _, code = stored(folder)
+    code(torch.ones(1, 8))
     for path in folder.iterdir():
-        (tmp_path / path.name).write_bytes(damaged)
-    network, code = stored(tmp_path)
+        (tmp_path / path.name).write_bytes(damage(path.read_bytes()))
+    made_anew_once(tmp_path, capsys)
+
+
+@torch.inference_mode()
+def test_stored_code_that_does_not_fit_is_said_and_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rows in (1, 2):
+        _, code = stored(tmp_path / str(rows))
+        code(torch.ones(rows, 8))
+    (right,), (wrong,) = ((tmp_path / str(rows)).iterdir() for rows in (1, 2))
+    right.write_bytes(wrong.read_bytes())
+    made_anew_once(tmp_path / "1", capsys)
+
+
+def made_anew_once(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network, code = stored(folder)
     assert torch.allclose(code(torch.ones(1, 8)), network(torch.ones(1, 8)))
-    assert "cannot be read, made anew" in capsys.readouterr().out
-    network, code = stored(tmp_path)
+    assert "stored code that cannot be used, made anew (" in capsys.readouterr().out
+    _, code = stored(folder)
     code(torch.ones(1, 8))
     assert not was_traced()
+    assert not capsys.readouterr().out
+
+
+@torch.inference_mode()
+def test_code_is_not_used_where_torch_computes_otherwise(folder: Path) -> None:
+    _, code = stored(folder)
+    code(torch.ones(1, 8))
+    assert not was_traced()
+    with torch.autocast("cpu", torch.bfloat16):
+        _, code = stored(folder)
+        assert code(torch.ones(1, 8)).dtype == torch.bfloat16
+    assert was_traced()
+
+
+def test_every_process_finds_the_code_of_networks_whose_config_is_an_older_one(
+    tmp_path: Path,
+) -> None:
+    """Settings that a config lacks are noted by diffusers in an order of each process's own."""
+    sd = make_tiny_sd(tmp_path / "config")
+    save_single_file(tmp_path / "model.safetensors", sd.unet, sd.vae, sd.text_encoder, {})
+    for part in ("unet", "vae"):
+        path = tmp_path / "config" / part / "config.json"
+        config = json.loads(path.read_text("utf-8"))
+        for name in ("act_fn", "dropout", "norm_eps", "downsample_padding", "scaling_factor"):
+            config.pop(name, None)
+        path.write_text(json.dumps(config), "utf-8")
+    script = (
+        "import sys; from pathlib import Path; from stages.diffusion.easel import Easel\n"
+        "from stages.diffusion.sample import SamplingParams, draw\n"
+        "how = SamplingParams(sampler='euler', steps=1, guidance=1.0, negative_prompt='')\n"
+        "easel = Easel(Path('config'), 'float32', compiled=True, tile_px=0, cache=Path('.'),\n"
+        "              backend='eager')\n"
+        "draw(easel.put(Path('model.safetensors')), ['cat'], [1], 32, 32, how)\n"
+    )
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", script]
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+        assert len(list((tmp_path / "stored").iterdir())) == 2, "the UNet's and the decoder's"
 
 
 @torch.inference_mode()

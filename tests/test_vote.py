@@ -138,6 +138,30 @@ def test_models_of_the_same_weights_are_asked_about_once(tmp_path: Path) -> None
     booth.close()
 
 
+def test_votes_on_what_search_and_replace_made_of_a_prompt_are_votes_on_that_prompt(
+    tmp_path: Path,
+) -> None:
+    models = {"a": "1", "b": "2"}
+    entries = [
+        Entry(
+            name, text, 1, 64, 64, sha256_json([name, text]), "f.png", None,
+            written="red cat", replaced=replaced,
+        )
+        for name in models
+        for text, replaced in (("red cat", ""), ("blue cat", "red → blue"))
+    ]  # fmt: skip
+    booth = Booth("g", "anna", tmp_path, question_pairs(Manifest("g", models, {}, entries)), models)
+    asked = []
+    while question := booth.state()["question"]:
+        asked.append(question["prompt"])
+        booth.vote(question["id"], "left")
+    booth.close()
+    assert sorted(asked) == ["blue cat", "red cat"]
+    votes = read_votes(tmp_path, "g", models).votes
+    assert [vote.prompt for vote in votes] == ["red cat"] * 2
+    assert len({vote.question for vote in votes}) == 2
+
+
 def test_sides_are_by_chance_and_differ_between_voters(tmp_path: Path) -> None:
     entries = [
         Entry(model, f"prompt {n}", 1, 64, 64, sha256_json([model, n]), "f.png", None)

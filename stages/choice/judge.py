@@ -86,7 +86,7 @@ class Judge:
         return [
             Score(
                 e.model,
-                e.prompt,
+                e.as_written,
                 e.seed,
                 e.width,
                 e.height,
@@ -128,7 +128,7 @@ def cmmd_means(
     for model in manifest.models:
         entries = [e for e in manifest.entries if e.model == model]
         seen = [
-            (e.prompt, vector)
+            (e.as_written, vector)
             for e in entries
             if e.file and (vector := judge.vectors.find(e.address)) is not None
         ]

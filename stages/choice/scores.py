@@ -1,6 +1,6 @@
 """Scores of pictures, and what they say about models: means with intervals, prompt by prompt.
 
-The seeds and sizes of one prompt go together, so resampling draws whole prompts.
+The seeds, sizes and variants of one prompt go together, so resampling draws whole prompts.
 """
 
 import csv
@@ -28,7 +28,7 @@ class Score:
     """How well one picture did; field by field a row of scores.csv."""
 
     model: str
-    prompt: str
+    prompt: str  # as it was written: what search and replace make of it is a variant
     seed: int
     width: int
     height: int

@@ -20,7 +20,8 @@ FIRST, SECOND, TIED = range(3)  # who won, of two models in the order of the fit
 TEXTS = ("id", "grid", "a", "b", "a_weights", "b_weights", "prompt", "answer")
 NUMBERS = ("seed", "width", "height")
 CELLS = ("a_cell", "b_cell")
-MAY_LACK = ("question", "left", "setting", "negative_prompt", *CELLS)  # texts, where they stand
+VARIED = ("replaced", "setting", "negative_prompt")
+MAY_LACK = ("question", "left", *VARIED, *CELLS)  # texts, where they stand
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Vote:
     seed: int
     winner: str | None  # None: a tie, or both bad
     voter: str = ""
-    place: str = ""  # what else tells them apart: size, settings, negative prompt
+    place: str = ""  # what else tells them apart: size, words replaced, settings, negative prompt
 
     @property
     def question(self) -> tuple[str, ...]:
@@ -184,7 +185,8 @@ def as_vote(line: Mapping[str, Any], voter: str) -> Vote:
     answer = line["answer"]
     size = f"{line['width']}x{line['height']}"
     avoided = line.get("negative_prompt", "")
-    place = [size, line.get("setting", ""), f"not: {avoided}" if avoided else ""]
+    varied = [line.get("replaced", ""), line.get("setting", "")]
+    place = [size, *varied, f"not: {avoided}" if avoided else ""]
     winner = line[answer] if answer in ("a", "b") else None
     return Vote(
         line["a"],

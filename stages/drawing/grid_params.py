@@ -156,6 +156,15 @@ class GridParams(Params):
         for search, _ in self.axes.replace:
             if not search or not any(search in text for text, _ in written):
                 raise ValueError(f"axes.replace: no prompt says {search!r}")
+        drawn = set(written)
+        for prompt in self.all_prompts():
+            place = (prompt.text, prompt.negative)
+            if prompt.replaced and place in drawn:
+                raise ValueError(
+                    f"axes.replace: {prompt.replaced} makes {prompt.text!r} of "
+                    f"{prompt.written!r}, which is drawn anyway; leave one of the two out"
+                )
+            drawn.add(place)
 
     def _written_prompts(self) -> Iterator[Prompt]:
         for entry in self.prompts:
@@ -166,19 +175,16 @@ class GridParams(Params):
                     yield Prompt(text, entry.negative_prompt, entry.category, text)
 
     def all_prompts(self) -> list[Prompt]:
-        """List the prompts, each followed by what search and replace make of it, none twice."""
-        written = {(prompt.text, prompt.negative) for prompt in self._written_prompts()}
-        prompts: dict[tuple[str, str], Prompt] = {}
+        """List the prompts, each followed by what search and replace make of it."""
+        prompts = []
         for prompt in self._written_prompts():
-            prompts[prompt.text, prompt.negative] = prompt
+            prompts.append(prompt)
             for search, replacement in self.axes.replace:
-                text = prompt.text.replace(search, replacement)
-                variant = dataclasses.replace(
-                    prompt, text=text, replaced=f"{search} → {replacement}"
-                )
-                if (text, prompt.negative) not in written:
-                    prompts.setdefault((text, prompt.negative), variant)
-        return list(prompts.values())
+                if search in prompt.text:
+                    text = prompt.text.replace(search, replacement)
+                    said = f"{search} → {replacement}"
+                    prompts.append(dataclasses.replace(prompt, text=text, replaced=said))
+        return prompts
 
     def settings(self) -> list[Setting]:
         """List every combination of the axes, that of the section itself first."""

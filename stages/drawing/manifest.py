@@ -45,10 +45,15 @@ class Entry:
         )
 
     @property
+    def as_written(self) -> str:
+        """Give the prompt before search and replace: what those make of it is a variant of it."""
+        return self.written or self.prompt
+
+    @property
     def variant(self) -> str:
-        """Say what tells it from cells of the same prompt, seed and size; "" where nothing does."""
-        parts = [self.setting, f"not: {self.negative_prompt}" if self.negative_prompt else ""]
-        return ", ".join(filter(None, parts))
+        """Say what tells it from cells of the same written prompt, seed and size; "": nothing."""
+        avoided = f"not: {self.negative_prompt}" if self.negative_prompt else ""
+        return ", ".join(filter(None, [self.replaced, self.setting, avoided]))
 
 
 @dataclass(frozen=True, slots=True)

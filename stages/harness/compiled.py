@@ -13,4 +13,6 @@ def compiled_code() -> Path:
 
     Importing `torch._dynamo`, as diffusers does, chooses a folder below /tmp for good.
     """
-    return Path(os.environ.setdefault(VARIABLE, str(work_dir("compiled").resolve())))
+    folder = Path(os.environ.get(VARIABLE) or work_dir("compiled")).resolve()
+    os.environ[VARIABLE] = str(folder)
+    return folder

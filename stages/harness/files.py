@@ -126,7 +126,7 @@ def sha256_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        piece = memoryview(bytearray(min(size, PIECE) or 1))
+        piece = memoryview(bytearray(min(size, PIECE) or PIECE))
         while count := file.readinto(piece):
             digest.update(piece[:count])
     return digest.hexdigest()

@@ -123,7 +123,7 @@ def one_per_prompt(entries: Iterable[Entry]) -> list[Entry]:
     """Take of each prompt the largest picture, of the first seed."""
     best: dict[str, Entry] = {}
     for entry in entries:
-        shown = best.setdefault(entry.prompt, entry)
+        shown = best.setdefault(entry.as_written, entry)
         if entry.width * entry.height > shown.width * shown.height:
-            best[entry.prompt] = entry
+            best[entry.as_written] = entry
     return list(best.values())

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.drawing.axes import axes_of, common_words, place_of, value_words
 from stages.drawing.manifest import MANIFEST, Manifest, read_manifest
 from stages.harness.files import link_or_copy
-from stages.page.axes import axes_of, common_words, place_of, value_words
 
 TEMPLATES = Path(__file__).parent / "templates"
 VIEWER = "viewer.html"
@@ -71,6 +71,7 @@ def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:
 
     Returns:
         `axes` with the values of each in words, `common`, the settings that do not vary,
+        `said`, what a prompt says after search and replace, by its number and the words replaced,
         `categories` by prompt, and `cells`: for each the numbers of its values, in the order of
         the axes, and its file, or what it failed of.
     """
@@ -79,17 +80,20 @@ def grid_data(name: str, manifest: Manifest, base: str) -> dict[str, Any]:
         axis: {value: number for number, value in enumerate(values)}
         for axis, values in axes.items()
     }
-    category, cells = {}, []
+    category, cells, said = {}, [], {}
     for entry in manifest.entries:
         place = place_of(entry)
         category[place["prompt"]] = entry.category
         values = [known[place[axis]] for axis, known in numbers.items()]
+        if entry.replaced:
+            said[f"{numbers['prompt'][place['prompt']]}.{entry.replaced}"] = entry.prompt
         cells.append([*values, entry.file or "", *([entry.failed] if entry.failed else [])])
     return {
         "name": name,
         "base": base,
         "axes": {axis: [value_words(axis, v) for v in values] for axis, values in axes.items()},
         "common": common_words(manifest.settings, axes),
+        "said": said,
         "categories": [category[prompt] for prompt in axes["prompt"]],
         "cells": cells,
     }

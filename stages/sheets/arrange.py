@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from stages.drawing.axes import axes_of, common_words
 from stages.drawing.manifest import Entry, Manifest
 from stages.sheets.layout import Row, Sheet
 
@@ -27,9 +28,8 @@ def sheets(manifest: Manifest, cells: Path, columns: Sequence[str]) -> Iterator[
                 prompt += f" (not: {first.negative_prompt})"
             rows.append(Row(prompt, first.seed, files, tuple(lines)))
         title = f"{manifest.group}, {width} x {height} px"
-        if not same_size[0].setting:
-            title += f", {settings['sampler']}, {settings['steps']} steps, "
-            title += f"guidance {settings['guidance']:g}"
+        if common := common_words(settings, axes_of(manifest)):
+            title += f", {common}"
         yield Sheet(title, tuple(columns), tuple(rows), width, height)
 
 

@@ -79,7 +79,8 @@ function arrange() {
   const words = state.words.toLowerCase();
   const allowed = Object.fromEntries(axes.map(axis => [axis, new Set(grid.axes[axis].keys())]));
   for (const [number, text] of grid.axes.prompt.entries()) {
-    const wrong = (state.category && grid.categories[number] !== state.category) || !text.toLowerCase().includes(words);
+    const texts = [text, ...Object.entries(grid.said).filter(([key]) => parseInt(key, 10) === number).map(([, said]) => said)];
+    const wrong = (state.category && grid.categories[number] !== state.category) || !texts.some(t => t.toLowerCase().includes(words));
     if (wrong) allowed.prompt.delete(number);
   }
   for (const [axis, number] of Object.entries(state.fixed)) if (axis !== state.x && axis !== state.y) allowed[axis] = new Set([number]);
@@ -124,9 +125,14 @@ function rowText(row) {
   const parts = row.order.map((axis, i) => [axis, row.values[i]]).filter(([axis]) => grid.axes[axis].length > 1 || axis === state.y);
   return parts.map(([axis, number]) => grid.axes[axis][number]);
 }
+// What a prompt says once words in it are replaced; "" where none are.
+function saidAt(row, column) {
+  const values = valuesAt(row, column), of = axis => values[axes.indexOf(axis)];
+  return axes.includes("replaced") ? grid.said[of("prompt") + "." + grid.axes.replaced[of("replaced")]] ?? "" : "";
+}
 function cellText(row, column) {
-  const cell = cellAt(row, column);
-  const words = [grid.axes[state.x][columns[column]], ...rowText(rows[row])].join(", ");
+  const cell = cellAt(row, column), said = saidAt(row, column);
+  const words = [grid.axes[state.x][columns[column]], ...rowText(rows[row]), ...(said ? [`“${said}”`] : [])].join(", ");
   return cell ? (failureOf(cell) ? `${words}: failed, ${failureOf(cell)}` : words) : `${words}: not drawn`;
 }
 
