@@ -190,7 +190,9 @@ def test_a_cell_that_fails_is_marked_and_drawn_when_it_can_be(
     counts = run_cells(zoo, tmp_path / "out")
     assert counts["failed"] == 1
     assert counts["failed_by_model"] == {"epoch_002": 1}
-    assert "epoch_002, seed 2, 'cat': out of memory" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "epoch_002, seed 2, 'cat': out of memory" in said
+    assert "1 cell failed, see" in said
     failed = [e for e in read_manifest(tmp_path / "out").entries if e.failed]
     assert [(e.model, e.prompt, e.seed, e.width, e.file) for e in failed] == [
         ("epoch_002", "cat", 2, 48, None)
@@ -311,7 +313,12 @@ def call(monkeypatch: pytest.MonkeyPatch, params: GridParams, *words: object) ->
     ("broken", "words"), [("nan", "not a finite picture"), ("lacking", "not the architecture that")]
 )
 def test_weights_that_draw_nothing_end_in_one_message_and_are_read_once(
-    zoo: Zoo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, words: str
+    zoo: Zoo,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    broken: str,
+    words: str,
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -342,7 +349,23 @@ def test_weights_that_draw_nothing_end_in_one_message_and_are_read_once(
         call(monkeypatch, PARAMS, *line)
     assert str(ended.value).count("\n") == 1, "one message, and how to see more"
     assert len(reads) == 1
+    assert capsys.readouterr().out.count(words) == 1, "not for each cell"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_config_that_is_not_there_is_one_message_also_while_networks_are_imported(
+    zoo: Zoo, tmp_path: Path
+) -> None:
+    section = {**dataclasses.asdict(PARAMS), "compile": True}
+    (tmp_path / "params.yaml").write_text(json.dumps({"grid": section}))
+    command = [sys.executable, "-m", "stages.grid_cells", str(zoo.run), "--group", "g"]
+    command += ["--config", str(tmp_path / "nowhere"), "--out", str(tmp_path / "out")]
+    command += ["--report", str(tmp_path / "r"), "--params", str(tmp_path / "params.yaml")]
+    environment = {**os.environ, "DVC_ROOT": str(tmp_path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "nowhere: no such folder" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_of_somebody_else_is_not_replaced(zoo: Zoo, tmp_path: Path) -> None:

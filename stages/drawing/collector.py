@@ -31,6 +31,7 @@ class Collector:
             ahead: so many pictures may wait for the disk before the next must.
         """
         self.failures: dict[str, str] = {}  # by address, why a cell could not be drawn
+        self._said: set[tuple[str, str]] = set()  # what models failed of, told once
         self._cache, self._ahead = cache, ahead
         self._progress = Progress(job, total)
         self._pool = ThreadPoolExecutor(WRITERS)
@@ -65,7 +66,9 @@ class Collector:
             self._settle(self._ahead - 1)
             self._writing.append(self._pool.submit(self._cache.put, cell, drawn))
         else:
-            print(f"{model}, seed {cell.seed}, {cell.prompt!r}: {drawn}", flush=True)
+            if (model, str(drawn)) not in self._said:  # a file cut short says the same of each
+                print(f"{model}, seed {cell.seed}, {cell.prompt!r}: {drawn}", flush=True)
+            self._said.add((model, str(drawn)))
             self.failures[cell.address] = f"{type(drawn).__name__}: {drawn}"
         self._progress.advance()
 
