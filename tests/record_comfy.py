@@ -19,7 +19,7 @@ import dataclasses
 import json
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,7 +42,7 @@ TIMEOUT_S = 540.0
 LONG = 500  # steps of the picture that is interrupted
 HEAD_BYTES = 8  # of a picture: its format, and in a binary message its kind before that
 FOLDER = re.compile(r"(?:/[^\s/\"']+)+/(?=models/checkpoints/)")
-TRACEBACK = re.compile(r'"traceback": \[(?:"(?:[^"\\]|\\.)*"(?:, )?)*\]')
+TRACEBACK = re.compile(r'"traceback":\[(?:"(?:[^"\\]|\\.)*",?)*\]')
 
 
 @dataclasses.dataclass
@@ -66,14 +66,14 @@ class Recorder:
 
     def note(self, **said: Any) -> None:
         """Write down what passed, unless it is only said again."""
-        text = json.dumps(said, ensure_ascii=False)
+        text = _as_text(said)
         if "request" in said:
             repeated, self.last_answer = text == self.last_answer, text
             if repeated:
                 return
         at_ms = round(1000 * (time.monotonic() - self.started))
-        line = json.dumps({"case": self.case, "at_ms": at_ms, **said}, ensure_ascii=False)
-        line = TRACEBACK.sub('"traceback": []', FOLDER.sub("", line))
+        line = _as_text({"case": self.case, "at_ms": at_ms, **said})
+        line = TRACEBACK.sub('"traceback":[]', FOLDER.sub("", line))
         self.out.write(line + "\n")
 
     @asynccontextmanager
@@ -135,6 +135,10 @@ class Recorder:
         async for message in ours:
             self.note(from_client=message.data)
         await theirs.close()
+
+
+def _as_text(said: Mapping[str, Any]) -> str:
+    return json.dumps(said, ensure_ascii=False, separators=(",", ":"))
 
 
 def _told(content: bytes, kind: str) -> dict[str, Any]:
@@ -201,7 +205,7 @@ async def main() -> None:
     parser.add_argument("--out", type=Path, default=RECORDING, metavar="FILE")
     options = parser.parse_args()
     with options.out.open("w", encoding="utf-8") as out:
-        out.write(json.dumps(await describe(options.server)) + "\n")
+        out.write(_as_text(await describe(options.server)) + "\n")
         async with Recorder(options.server, out).listening() as recorder:
             workflow = read_workflow(ROOT / "profiles" / "comfyui.json")
             await record(recorder, options.checkpoint, options.broken, workflow)
