@@ -18,6 +18,7 @@ from stages.drawing.manifest import read_manifest
 from stages.harness.named import NAME
 from stages.harness.paths import clear_errors
 
+MAX_PORT = 65_535
 VOTES = Path("data/votes")
 
 
@@ -69,6 +70,12 @@ def run(cells: Path, voter: str, votes: Path, port: int) -> None:
         booth.close()
 
 
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"{text!r}: a port is a number from 0 to {MAX_PORT}")
+    return int(text)
+
+
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -93,8 +100,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--port",
-        type=int,
-        choices=range(65_536),
+        type=_port,
         default=8765,
         metavar="NUMBER",
         help="on 127.0.0.1; 0 takes any (default: 8765)",

@@ -199,6 +199,7 @@ def test_a1111_is_told_the_schedule_and_whose_noise_it_is(sampler: str, said: st
         ("vae_tile_px: 0", "vae_tile_px: 60", "vae_tile_px must be 0 or a multiple of 32"),
         ("engine: torch", "engine: a1111", "unknown engine 'a1111'; known: torch, comfyui"),
         ("engine: torch", "engine: comfyui", "comfyui.servers is empty"),
+        ("replace: []", "replace: [[red, b], [red, b]]", "axes.replace holds 'red → b' twice"),
         ("replace: []", "replace: [[green, red]]", "axes.replace: no prompt says 'green'"),
         (
             '"blue, heart"',
@@ -263,7 +264,7 @@ def test_search_and_replace_adds_what_a_prompt_then_says(tmp_path: Path) -> None
     [
         ("[[red apple, 'blue, heart']]", "'blue, heart' of 'red apple'"),
         ("[[red, red]]", "'red apple' of 'red apple'"),
-        ("[[red, green], [red, green]]", "'green apple' of 'red apple'"),
+        ("[[red, green], [red apple, green apple]]", "'green apple' of 'red apple'"),
     ],
 )
 def test_search_and_replace_that_would_draw_a_prompt_twice_is_refused(

@@ -309,7 +309,8 @@ def test_what_search_and_replace_made_of_a_prompt_stands_in_its_row(
     expect(page.get_by_role("gridcell", name=hole)).to_be_visible()
     assert alt(page, 1, 1) == "red → blue, red apple, epoch_002, seed 1, “blue apple”"
     page.get_by_label("Prompt holds").fill("PEAR")
-    expect(page.locator("#count")).to_have_text("3 pictures, 1 row, 3 columns")
+    expect(page.locator("#count")).to_have_text("1 picture, 1 row, 1 column")
+    assert page.locator(".head").all_text_contents() == ["apple → pear"]
 
 
 def test_a_long_name_above_a_column_is_shown_to_its_end(page: Page, site: Path) -> None:

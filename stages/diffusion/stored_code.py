@@ -23,6 +23,7 @@ Code = Callable[..., Any]  # takes the network, and what its `forward` takes
 
 LIBRARIES = ("torch", "diffusers")  # whose code is compiled, and who compiles
 DIGEST_BYTES = sha256().digest_size  # at the start of a file, of all that follows
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 GUARDS = "guard_filter_fn"  # the compiler's option that tells which of its checks are kept
 
 
@@ -75,8 +76,8 @@ class StoredCode:
         if key not in self._codes and (code := self._read(key)):
             try:
                 answer = code(self.network, *args, **kwargs)
-            except torch.OutOfMemoryError:
-                raise
+            except OUT_OF_MEMORY:
+                raise  # fewer pictures at once may do
             except Exception as error:  # noqa: BLE001 # code that does not fit raises what it happens to raise
                 self._say_made_anew(key, error)
             else:
@@ -92,6 +93,7 @@ class StoredCode:
             torch.get_float32_matmul_precision(),
             torch.are_deterministic_algorithms_enabled(),
             torch.is_autocast_enabled(self.device.type),
+            torch.get_num_threads() if self.device.type == "cpu" else None,
         ]
         inputs = [_layout(value) for value in args]
         named = {name: _layout(value) for name, value in kwargs.items()}
@@ -117,6 +119,8 @@ class StoredCode:
                 return torch.compiler.load_compiled_function(
                     io.BytesIO(content), external_data=self.held
                 )
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # noqa: BLE001 # torch has no errors of its own for it
             self._say_made_anew(key, error)
             return None
@@ -130,8 +134,8 @@ class StoredCode:
                 self.forward, fullgraph=True, dynamic=False, backend=self.backend, options=options
             )
             code: Any = traced.aot_compile(((self.network, *args), kwargs))
-        except torch.OutOfMemoryError:
-            raise  # fewer pictures at once may do
+        except OUT_OF_MEMORY:
+            raise
         except Exception as error:  # noqa: BLE001 # torch calls this an experiment; it must cost no picture
             self._say_not_stored(error)
             plain: Code = torch.compile(

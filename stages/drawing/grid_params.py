@@ -52,6 +52,11 @@ class ComfyParams(Params):
             raise ValueError(f"timeout_s must be above 0, got {self.timeout_s}")
 
 
+def replaced_words(search: str, replacement: str) -> str:
+    """Say what search and replace do to a prompt."""
+    return f"{search} → {replacement}"
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What a picture is to show, and what not."""
@@ -153,6 +158,9 @@ class GridParams(Params):
             raise ValueError("prompts holds sets without a prompt: at least one is needed")
         if repeated := [text for text, negative in written if written.count((text, negative)) > 1]:
             raise ValueError(f"prompts holds {repeated[0]!r} twice")
+        words = [replaced_words(*pair) for pair in self.axes.replace]
+        if repeated_words := [text for text in words if words.count(text) > 1]:
+            raise ValueError(f"axes.replace holds {repeated_words[0]!r} twice")
         for search, _ in self.axes.replace:
             if not search or not any(search in text for text, _ in written):
                 raise ValueError(f"axes.replace: no prompt says {search!r}")
@@ -182,7 +190,7 @@ class GridParams(Params):
             for search, replacement in self.axes.replace:
                 if search in prompt.text:
                     text = prompt.text.replace(search, replacement)
-                    said = f"{search} → {replacement}"
+                    said = replaced_words(search, replacement)
                     prompts.append(dataclasses.replace(prompt, text=text, replaced=said))
         return prompts
 

@@ -78,18 +78,18 @@ function arrange() {
   settleAxes();
   const words = state.words.toLowerCase();
   const allowed = Object.fromEntries(axes.map(axis => [axis, new Set(grid.axes[axis].keys())]));
-  for (const [number, text] of grid.axes.prompt.entries()) {
-    const texts = [text, ...Object.entries(grid.said).filter(([key]) => parseInt(key, 10) === number).map(([, said]) => said)];
-    const wrong = (state.category && grid.categories[number] !== state.category) || !texts.some(t => t.toLowerCase().includes(words));
-    if (wrong) allowed.prompt.delete(number);
+  for (const number of grid.axes.prompt.keys()) {
+    if (state.category && grid.categories[number] !== state.category) allowed.prompt.delete(number);
   }
   for (const [axis, number] of Object.entries(state.fixed)) if (axis !== state.x && axis !== state.y) allowed[axis] = new Set([number]);
   const order = [state.y, ...axes.filter(axis => axis !== state.x && axis !== state.y)];
   const xAt = axes.indexOf(state.x), orderAt = order.map(axis => axes.indexOf(axis));
   const rowKeys = new Map(), columnKeys = new Set();
   lookup = new Map();
+  const promptAt = axes.indexOf("prompt"), replacedAt = axes.indexOf("replaced");
   for (const cell of grid.cells) {
     if (!axes.every((axis, i) => allowed[axis].has(cell[i]))) continue;
+    if (words && !textOf(cell[promptAt], cell[replacedAt]).toLowerCase().includes(words)) continue;
     const values = orderAt.map(i => cell[i]), key = values.join(".");
     if (!rowKeys.has(key)) rowKeys.set(key, values);
     columnKeys.add(cell[xAt]);
@@ -125,14 +125,13 @@ function rowText(row) {
   const parts = row.order.map((axis, i) => [axis, row.values[i]]).filter(([axis]) => grid.axes[axis].length > 1 || axis === state.y);
   return parts.map(([axis, number]) => grid.axes[axis][number]);
 }
-// What a prompt says once words in it are replaced; "" where none are.
-function saidAt(row, column) {
-  const values = valuesAt(row, column), of = axis => values[axes.indexOf(axis)];
-  return axes.includes("replaced") ? grid.said[of("prompt") + "." + grid.axes.replaced[of("replaced")]] ?? "" : "";
-}
+// What a prompt says, with the words of a variant in it; `replaced` counts on that axis, if there is one.
+const textOf = (prompt, replaced) => grid.said[`${prompt}.${grid.axes.replaced?.[replaced]}`] ?? grid.axes.prompt[prompt];
 function cellText(row, column) {
-  const cell = cellAt(row, column), said = saidAt(row, column);
-  const words = [grid.axes[state.x][columns[column]], ...rowText(rows[row]), ...(said ? [`“${said}”`] : [])].join(", ");
+  const cell = cellAt(row, column), values = valuesAt(row, column), prompt = values[axes.indexOf("prompt")];
+  const text = textOf(prompt, values[axes.indexOf("replaced")]);
+  const variant = text === grid.axes.prompt[prompt] ? [] : [`“${text}”`];
+  const words = [grid.axes[state.x][columns[column]], ...rowText(rows[row]), ...variant].join(", ");
   return cell ? (failureOf(cell) ? `${words}: failed, ${failureOf(cell)}` : words) : `${words}: not drawn`;
 }
 
