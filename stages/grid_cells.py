@@ -61,7 +61,7 @@ def run(
     out = outs.cells
     if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out}: will not replace it, for it holds no {MANIFEST}")
-    compiled_code()
+    compiled_code()  # before an import chooses another folder
     hashes = KnownHashes(work_dir("grid") / "hashes.jsonl")
     with ThreadPoolExecutor(1) as beside:  # ends before anything else imports diffusers
         if params.engine == TORCH and not all(map(hashes.knows, weights.values())):

@@ -207,7 +207,7 @@ def test_every_process_finds_the_code_of_networks_whose_config_is_an_older_one(
             config.pop(name, None)
         path.write_text(json.dumps(config), "utf-8")
     script = (
-        "import sys; from pathlib import Path; from stages.diffusion.easel import Easel\n"
+        "from pathlib import Path; from stages.diffusion.easel import Easel\n"
         "from stages.diffusion.sample import SamplingParams, draw\n"
         "how = SamplingParams(sampler='euler', steps=1, guidance=1.0, negative_prompt='')\n"
         "easel = Easel(Path('config'), 'float32', compiled=True, tile_px=0, cache=Path('.'),\n"

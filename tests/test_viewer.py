@@ -313,6 +313,33 @@ def test_what_search_and_replace_made_of_a_prompt_stands_in_its_row(
     assert page.locator(".head").all_text_contents() == ["apple → pear"]
 
 
+def test_5184_cells_of_prompts_in_three_wordings_are_filtered_at_once(
+    page: Page, tmp_path: Path
+) -> None:
+    wordings = [("red", ""), ("blue", "red → blue"), ("pink", "red → pink")]
+    entries = [
+        Entry(
+            model, f"{word} {n}", 1, 64, 64, "", None, "left out",
+            written=f"red {n}", replaced=replaced,
+        )
+        for model in MODELS[:2]
+        for n in range(864)
+        for word, replaced in wordings
+    ]  # fmt: skip
+    for folder in ("site", "reports"):
+        (tmp_path / folder).mkdir()
+    write_manifest(tmp_path / "reports", MODELS[:2], entries)
+    write_viewer(tmp_path / "site", tmp_path, [], [], "t")
+    go(page, tmp_path / "site")
+    expect(page.locator("#count")).to_contain_text("5,184 pictures")
+    took_ms = page.evaluate(
+        "(() => { const began = performance.now(); state.words = 'pink 8'; arrange(); "
+        "return performance.now() - began })()"
+    )
+    assert took_ms < 100 * PATIENCE
+    assert page.evaluate("lookup.size") == 2 * (1 + 10 + 64)
+
+
 def test_a_long_name_above_a_column_is_shown_to_its_end(page: Page, site: Path) -> None:
     go(page, site, "#grid=final&x=prompt&y=model")
     names = "spans => spans.map(s => [s.textContent, s.scrollHeight - s.clientHeight])"

@@ -33,7 +33,7 @@ class Easel:
             config: the diffusers folder that describes the models.
             dtype: see `open_models`.
             compiled: whether torch.compile makes the UNet and the decoder faster. It takes
-                minutes for each size of picture, once for a machine.
+                minutes for each size of picture, once for each GPU of a machine.
             tile_px: side of the tiles in which pictures are decoded; 0 decodes them whole.
             cache: where compiled code is stored.
             backend, options: of torch.compile.
